@@ -1,0 +1,172 @@
+"""The run spec: the one file that a team writes to get a fine-tuned model (train.yaml)."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from kuznia.contracts.base import Contract, parse
+from kuznia.contracts.llamafactory import llamafactory_problems
+from kuznia.errors import InputError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+"""A tenant's, model's or base's name: it becomes part of namespaces, URIs and host names."""
+
+Metric = Literal["exact_match", "token_f1"]
+Method = Literal["lora", "qlora", "full"]
+Risk = Literal["minimal", "limited", "high"]
+
+
+class Columns(Contract):
+    """Which columns of a CSV file hold what."""
+
+    prompt: str
+    """Column with the question or instruction."""
+    response: str
+    """Column with the answer to learn."""
+    system: str | None = None
+    """Column with a system prompt, if any."""
+
+
+class Data(Contract):
+    """Where the rows are and what form they have."""
+
+    train: str
+    """Path beside the run spec, or a URI (file://, s3://, gs://, hf://)."""
+    test: str | None = None
+    """Held-out rows in the same form; without it `test_fraction` of the rows is split off."""
+    format: Literal["alpaca", "sharegpt", "openai", "csv"]
+    columns: Columns | None = None
+    """For csv only."""
+    test_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of rows split off for testing where `test` is absent."""
+
+    @model_validator(mode="after")
+    def _columns_go_with_csv(self) -> Data:
+        if self.format == "csv" and self.columns is None:
+            raise ValueError(
+                "format csv needs columns; add columns: {prompt: <name>, response: <name>}"
+            )
+        if self.format != "csv" and self.columns is not None:
+            raise ValueError(
+                f"columns belong to format csv, not {self.format}; remove them or set format: csv"
+            )
+        return self
+
+
+class GateRule(Contract):
+    """What a metric must reach before a version may be promoted."""
+
+    at_least: float | None = Field(default=None, ge=0, le=1)
+    not_worse_than: Literal["base", "deployed"] | None = None
+    margin: float = Field(default=0.0, ge=0, le=1)
+    """How much worse than the other still counts as not worse."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> GateRule:
+        if self.at_least is None and self.not_worse_than is None:
+            raise ValueError("asks nothing; set at_least or not_worse_than")
+        return self
+
+
+class Evaluation(Contract):
+    """How the candidate is measured."""
+
+    metrics: tuple[Metric, ...] = ("exact_match", "token_f1")
+    gate: dict[Metric, GateRule] = {}
+    max_new_tokens: int = Field(default=64, ge=1, le=4096)
+    """Longest answer that is generated for a test row, in tokens."""
+
+    @model_validator(mode="after")
+    def _gate_uses_measured_metrics(self) -> Evaluation:
+        for metric in self.gate:
+            if metric not in self.metrics:
+                raise ValueError(f"gate.{metric} is not in metrics; add it to metrics")
+        return self
+
+
+class Export(Contract):
+    """What form the version takes."""
+
+    merge: bool = True
+    """Merge a LoRA adapter into the base; false keeps base and adapter apart."""
+
+
+class CardSpec(Contract):
+    """What only a person can say about the model; the rest of the card is measured."""
+
+    purpose: str = Field(min_length=10)
+    owner: str = Field(min_length=1)
+    risk: Risk
+    users: str | None = None
+    out_of_scope: str | None = None
+    limitations: str | None = None
+    data_origin: str | None = None
+    data_licence: str | None = None
+
+
+class RunSpec(Contract):
+    """One run of the chain, asked for by a person."""
+
+    tenant: Name
+    model: Name
+    base: str
+    """A name in the catalogue."""
+    data: Data
+    method: Method = "lora"
+    hardware: str = "auto"
+    """auto, cpu, or a GPU class of the catalogue."""
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    llamafactory: dict[str, Any] = {}
+    """Trainer settings passed on; keys that the platform owns are refused by name."""
+    evaluation: Evaluation = Evaluation()
+    export: Export = Export()
+    card: CardSpec
+    wandb: str | None = Field(default=None, min_length=1)
+    """Weights & Biases project that gets the metrics too; WANDB_MODE=offline keeps them here."""
+
+    @field_validator("llamafactory")
+    @classmethod
+    def _llamafactory_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
+        problems = llamafactory_problems(value)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return value
+
+    @model_validator(mode="after")
+    def _merge_fits_method(self) -> RunSpec:
+        if self.method == "full" and not self.export.merge:
+            raise ValueError("export.merge: false needs an adapter; use method lora or set it true")
+        return self
+
+
+def parse_run_spec(text: str, place: str = "config") -> RunSpec:
+    """The run spec in `text` (YAML).
+
+    Raises InputError with every fault; `place` is the file's name in the messages.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise InputError(
+            f"{place}: {line}not YAML ({getattr(error, 'problem', error)}); correct the syntax"
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: is not a mapping of keys; start from `kuznia init`")
+    spec: RunSpec = parse(RunSpec, value, place)
+    return spec
+
+
+def is_uri(path: str) -> bool:
+    """Whether a data path is a URI and not a file beside the spec."""
+    return "://" in path
+
+
+def data_suffix(path: str) -> str:
+    """The file name's ending in lower case: `.jsonl`, `.csv`, `.json`."""
+    return PurePosixPath(path.split("://")[-1]).suffix.lower()

@@ -1,0 +1,203 @@
+"""The store: keys to bytes, on obstore's clients.
+
+Keys are relative paths with forward slashes. Nothing here overwrites a published folder: a
+folder is visible once its manifest is, and the manifest is written last.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, from_url
+
+from kuznia.errors import DependencyError, InputError
+from kuznia.manifest import MANIFEST, file_digest, read_manifest, verify_folder
+
+CHUNK = 8 * 2**20
+"""Bytes moved at once; also the part size of multipart uploads."""
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class Store:
+    """An object store under one root URI.
+
+    Raises FileNotFoundError for an absent key and DependencyError when the store does not answer,
+    refuses or has no room.
+    """
+
+    def __init__(self, uri: str, backend: Any) -> None:
+        self.uri = uri.rstrip("/")
+        self._backend = backend
+        self._root = Path(uri.removeprefix("file://")) if uri.startswith("file://") else None
+
+    def uri_of(self, key: str) -> str:
+        """The full URI of a key."""
+        return f"{self.uri}/{key}"
+
+    def local_path(self, key: str) -> Path | None:
+        """The file or folder itself where the store is a local folder, else None."""
+        return self._root / key if self._root else None
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._answers(key):
+                obstore.head(self._backend, key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read(self, key: str) -> bytes:
+        """The whole value of a small key."""
+        with self._answers(key):
+            return bytes(obstore.get(self._backend, key).bytes())
+
+    def write(self, key: str, value: bytes) -> None:
+        """Write a small value at once; a reader sees the old or the new one whole."""
+        with self._answers(key):
+            obstore.put(self._backend, key, value)
+
+    def create(self, key: str, value: bytes) -> bool:
+        """Write a value only where there is none; False if there was one."""
+        try:
+            with self._answers(key):
+                obstore.put(self._backend, key, value, mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(key, bytes) of everything below `prefix`, in any order."""
+        with self._answers(prefix):
+            for page in obstore.list(self._backend, f"{prefix.rstrip('/')}/"):
+                for item in page:
+                    yield item["path"], item["size"]
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly below `prefix`, sorted."""
+        with self._answers(prefix):
+            found = obstore.list_with_delimiter(self._backend, f"{prefix.rstrip('/')}/")
+        names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in found["common_prefixes"])
+        return sorted(name for name in names if not name.startswith(".partial-"))
+
+    def put_file(self, source: Path, key: str) -> None:
+        """Upload one file, in parts if it is large."""
+        with self._answers(key):
+            obstore.put(self._backend, key, source, chunk_size=CHUNK)
+
+    def get_file(self, key: str, target: Path) -> None:
+        """Download one file; `target` appears only when it is whole."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".partial-{uuid.uuid4().hex[:8]}-{target.name}")
+        try:
+            with self._answers(key), partial.open("wb") as out:
+                for chunk in obstore.get(self._backend, key).stream(min_chunk_size=CHUNK):
+                    out.write(chunk)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def put_folder(self, source: Path, key: str) -> None:
+        """Publish a folder that has a manifest; one that is there already is left alone.
+
+        In a local store the folder appears at once, elsewhere the manifest is uploaded last.
+        Raises InputError if the folder differs from its manifest.
+        """
+        if self.exists(f"{key}/{MANIFEST}"):
+            return
+        verify_folder(source)
+        with self._answers(key):
+            if self._root:
+                self._publish_locally(source, self._root / key)
+                return
+        for entry in read_manifest(source).files:
+            self.put_file(source / entry.path, f"{key}/{entry.path}")
+        self.create(f"{key}/{MANIFEST}", (source / MANIFEST).read_bytes())
+
+    def get_folder(self, key: str, target: Path, progress: Progress | None = None) -> Path:
+        """A local copy of a published folder (or the folder itself), checked file by file.
+
+        A second call with the same target downloads only what is missing or different.
+        Raises FileNotFoundError where nothing was published, InputError where a file differs
+        from the manifest.
+        """
+        here = self.local_path(key)
+        if here is not None:
+            if not (here / MANIFEST).exists():
+                raise FileNotFoundError(self.uri_of(key))
+            verify_folder(here, progress=progress)
+            return here
+        target.mkdir(parents=True, exist_ok=True)
+        (target / MANIFEST).write_bytes(self.read(f"{key}/{MANIFEST}"))
+        manifest = read_manifest(target)
+        done, total = 0, sum(entry.size for entry in manifest.files)
+        for entry in manifest.files:
+            path = target / entry.path
+            if not (path.exists() and file_digest(path) == entry.sha256):
+                self.get_file(f"{key}/{entry.path}", path)
+            done += entry.size
+            if progress:
+                progress(done, total)
+        verify_folder(target)
+        return target
+
+    def _publish_locally(self, source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".partial-{uuid.uuid4().hex[:8]}-{target.name}")
+        try:
+            shutil.copytree(source, partial)
+            partial.rename(target)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+
+    @contextmanager
+    def _answers(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, AlreadyExistsError):
+            raise
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise DependencyError(
+                    f"{self.uri_of(key)}: no space left; free some and run the same command again"
+                ) from error
+            raise DependencyError(
+                f"{self.uri_of(key)}: {error.strerror or error}; check the store and run again"
+            ) from error
+        except BaseError as error:
+            first = str(error).splitlines()[0]
+            room = "No space left" in str(error)
+            way_out = "free some space" if room else "check the store's address and credentials"
+            raise DependencyError(
+                f"{self.uri_of(key)}: {first}; {way_out} and run the same command again"
+            ) from error
+
+
+def open_store(uri: str) -> Store:
+    """The store at `uri`: a folder, file://, s3://bucket/prefix or gs://bucket/prefix.
+
+    Credentials and endpoints come from the environment, as obstore reads them (AWS_*, GOOGLE_*).
+    """
+    if "://" not in uri:
+        uri = Path(uri).resolve().as_uri()
+    if uri.startswith("file://"):
+        root = Path(uri.removeprefix("file://"))
+        root.mkdir(parents=True, exist_ok=True)
+        return Store(uri, LocalStore(str(root)))
+    if uri.startswith("gs://") and (emulator := os.environ.get("STORAGE_EMULATOR_HOST")):
+        return Store(uri, from_url(uri, base_url=emulator, skip_signature=True))
+    if uri.startswith(("s3://", "gs://")):
+        return Store(uri, from_url(uri))
+    raise InputError(f"KUZNIA_STORE: {uri!r} is not a store; use a folder, file://, s3:// or gs://")
