@@ -1,0 +1,53 @@
+# Kuźnia's commands. Each works on a fresh machine with Python 3.11 and installs what it needs.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3.11
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup environments check test demo generate lock bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.complete ## Make .venv with everything to work on Kuźnia
+
+.tools/bin/uv:
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet uv==$(UV_VERSION)
+
+.venv/.complete: requirements-dev.lock .tools/bin/uv
+	.tools/bin/uv venv --quiet --allow-existing --python $(PYTHON) .venv
+	.tools/bin/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements-dev.lock
+	.tools/bin/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	ln -sf $(CURDIR)/.tools/bin/uv $(BIN)/uv
+	touch $@
+
+environments: setup ## Install the environments of all images (5 GB, done on first use otherwise)
+	python -m workflows.environments
+
+check: setup ## Format, lint, types, layers, generated files
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+	python -m scripts.generate --check
+
+test: setup ## All tests that need no cluster and no GPU
+	pytest -n 2 --dist loadgroup
+
+demo: setup ## Fine-tune, register, document and serve a small model; DATA=file.csv for your own rows
+	kuznia demo $(if $(DATA),--data $(DATA))
+
+generate: setup ## Remake every generated file
+	python -m scripts.generate
+
+lock: .tools/bin/uv ## Lock the requirements of all images and of development
+	PATH=$(CURDIR)/.tools/bin:$$PATH scripts/lock
+
+bench: setup ## Run the benchmarks; tables go to docs/reference/performance.md
+	python -m bench
+
+clean: ## Remove what make made in this folder; runs and models in .kuznia stay
+	rm -rf .venv .tools build *.egg-info

@@ -1,0 +1,33 @@
+"""Run every benchmark, or those named: `python -m bench [NAME ...]`; --list names them.
+
+Each leaves bench/results/<name>.json; docs/reference/performance.md is made from these files by
+`make generate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+HERE = Path(__file__).parent
+HELPERS = {"__init__", "__main__", "results"}
+
+
+def main() -> None:
+    names = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in HELPERS)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(names)}")
+    parser.add_argument("--list", action="store_true", help="name the benchmarks and stop")
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.names) - set(names)):
+        parser.error(f"no benchmark {', '.join(unknown)}; choose from {', '.join(names)}")
+    for name in names if arguments.list else arguments.names or names:
+        if arguments.list:
+            print(name)
+        else:
+            importlib.import_module(f"bench.{name}").main()
+
+
+if __name__ == "__main__":
+    main()
