@@ -29,7 +29,7 @@ class Manifest(Contract):
     """Files in order of their path, and what they are."""
 
     schema_version: Literal[1] = 1
-    kind: Literal["base", "adapter", "full", "version"]
+    kind: Literal["base", "adapter", "full", "version", "checkpoint"]
     about: dict[str, str] = {}
     """Lineage that belongs to the content: the base's digest, say."""
     files: tuple[ManifestEntry, ...]

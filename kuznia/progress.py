@@ -8,6 +8,7 @@ The engine turns such lines into progress bars; in a log they read well enough a
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 MARK = "progress: "
@@ -16,7 +17,13 @@ MARK = "progress: "
 def progress(step: str, done: int, total: int, unit: str, **facts: Any) -> None:
     """Say that `done` of `total` units are done, with whatever else is worth showing."""
     line = {"step": step, "done": done, "total": total, "unit": unit, **facts}
-    print(MARK + json.dumps(line), flush=True)
+    say(MARK + json.dumps(line))
+
+
+def say(line: str) -> None:
+    """Print a line in one write: lines of several threads never mix, as they do with `print`."""
+    sys.stdout.write(line.rstrip("\n") + "\n")
+    sys.stdout.flush()
 
 
 def parse_progress(line: str) -> dict[str, Any] | None:

@@ -18,7 +18,11 @@ def main() -> int:
     promises = [
         (f"at least {ROWS_AT_LEAST} test rows", "test_rows", figures["test_rows"] >= ROWS_AT_LEAST),
         (f"base at most {BASE_AT_MOST}", "score_base", figures["score_base"] <= BASE_AT_MOST),
-        (f"tuned at least {TUNED_AT_LEAST}", "score_tuned", figures["score_tuned"] >= TUNED_AT_LEAST),
+        (
+            f"tuned at least {TUNED_AT_LEAST}",
+            "score_tuned",
+            figures["score_tuned"] >= TUNED_AT_LEAST,
+        ),
         (
             f"served at least {TUNED_AT_LEAST}",
             "score_served",

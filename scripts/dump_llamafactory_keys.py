@@ -1,7 +1,8 @@
-"""Write the keys that LLaMA-Factory accepts, with type, default and group, to kuznia/contracts/llamafactory_keys.json.
+"""Write the keys that LLaMA-Factory accepts to kuznia/contracts/llamafactory_keys.json.
 
-Run it in the `train` environment after its LLaMA-Factory or transformers changes. It needs no arguments;
-a path as the first one writes there instead. The file is sorted, so a diff shows what a new version brought.
+With type, default and group, sorted, so that a diff shows what a new version brought. Run it in the
+`train` environment after its LLaMA-Factory or transformers changes. It needs no arguments; a path
+as the first one writes there instead.
 """
 
 import dataclasses
@@ -48,7 +49,9 @@ def default_value(field: dataclasses.Field[Any]) -> Any:
         return None
     if isinstance(value, Enum):
         return value.value
-    return value if isinstance(value, (str, int, float, bool, list, dict, type(None))) else str(value)
+    return (
+        value if isinstance(value, (str, int, float, bool, list, dict, type(None))) else str(value)
+    )
 
 
 def keys() -> dict[str, dict[str, Any]]:
@@ -57,7 +60,11 @@ def keys() -> dict[str, dict[str, Any]]:
     for group, arguments in GROUPS.items():
         for field in dataclasses.fields(arguments):
             if field.init:
-                entry = {"group": group, "type": type_name(field.type), "default": default_value(field)}
+                entry = {
+                    "group": group,
+                    "type": type_name(field.type),
+                    "default": default_value(field),
+                }
                 found.setdefault(field.name, entry)
     return found
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kuznia.contracts.steps import File, Folder
+from kuznia.errors import InputError
 from kuznia.manifest import file_digest, manifest_digest, read_manifest
 from kuznia.store import Store
 
@@ -35,8 +36,22 @@ class Context:
         return Folder(key=key, digest=manifest_digest(path), bytes=read_manifest(path).bytes)
 
     def folder(self, folder: Folder) -> Path:
-        """A folder of the store as files here, checked; downloaded once a machine."""
-        return self.store.get_folder(folder.key, self.cache / "folders" / folder.digest)
+        """A folder of the store as files here, checked; downloaded once a machine.
+
+        Raises InputError if it is missing, damaged or another than `folder` says.
+        """
+        try:
+            here = self.store.get_folder(folder.key, self.cache / "folders" / folder.digest)
+        except FileNotFoundError:
+            raise InputError(
+                f"{self.store.uri_of(folder.key)}: is not in the store; run the step that makes it"
+            ) from None
+        if (found := manifest_digest(here)) != folder.digest:
+            raise InputError(
+                f"{self.store.uri_of(folder.key)}: its manifest is {found[:12]}, not "
+                f"{folder.digest[:12]}; do not use it, run the step that makes it again"
+            )
+        return here
 
     def file(self, file: File) -> Path:
         """A file of the store as a file here; downloaded once a machine."""

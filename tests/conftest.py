@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from filelock import FileLock
 
@@ -51,3 +54,73 @@ def tiny_base(shared_folder: Path, train_python: Path) -> Path:
             )
             write_manifest(folder, "base")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_weights(shared_folder: Path, train_python: Path, tiny_base: Path) -> Path:
+    """Folder of adapters and full weights for the tiny base; see fixtures/make_weights.py."""
+    folder = shared_folder / "trained-weights"
+    with FileLock(shared_folder / "trained-weights.lock"):
+        if not (folder / "full").exists():
+            subprocess.run(
+                [train_python, FIXTURES / "make_weights.py", tiny_base, folder],
+                check=True,
+                capture_output=True,
+                env=os.environ | variables_of("train"),
+            )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of a server that speaks S3."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of an empty bucket, reachable by what the environment says."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+    httpx.put(f"{s3_server}/{bucket}").raise_for_status()
+    return f"s3://{bucket}"
+
+
+@pytest.fixture
+def gs_bucket() -> str:
+    """URI of an empty bucket on the Cloud Storage emulator that the environment names."""
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if not emulator:
+        pytest.skip(
+            "set STORAGE_EMULATOR_HOST to a Cloud Storage emulator that knows the XML API's PUT "
+            "(fake-gcs-server 1.54 does not)"
+        )
+    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+    made = httpx.post(f"{emulator}/storage/v1/b?project=test", json={"name": bucket})
+    made.raise_for_status()
+    return f"gs://{bucket}"
+
+
+@pytest.fixture
+def mlflow_database(shared_folder: Path, tmp_path: Path) -> str:
+    """Address of an empty MLflow database; making one takes seconds, copying one does not."""
+    made = shared_folder / "mlflow.db"
+    with FileLock(shared_folder / "mlflow.lock"):
+        if not made.exists():
+            from kuznia.registry import mlflow_client
+
+            partial = made.with_suffix(".partial")
+            mlflow_client(f"sqlite:///{partial}").search_registered_models()
+            partial.rename(made)
+    shutil.copy(made, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"

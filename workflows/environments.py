@@ -79,7 +79,7 @@ def variables_of(image: str) -> dict[str, str]:
 
 
 def _uv(*arguments: str) -> None:
-    uv = _uv_program()
+    uv = uv_program()
     done = subprocess.run([uv, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-15:])
@@ -88,7 +88,8 @@ def _uv(*arguments: str) -> None:
         )
 
 
-def _uv_program() -> str:
+def uv_program() -> str:
+    """Path of uv; DependencyError if there is none."""
     beside = Path(sys.executable).with_name("uv")
     found = str(beside) if beside.exists() else shutil.which("uv")
     if not found:

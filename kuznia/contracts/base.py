@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kuznia.errors import InputError
@@ -62,9 +63,20 @@ def _fault(fault: Any) -> str:
         }
         return f"{value!r} {words[kind]} {bound}; choose a value within the bound"
     if kind == "string_pattern_mismatch":
-        return f"{value!r} does not match {context['pattern']}; rename it"
+        return f"{value!r} does not match {context['pattern']}; correct it"
     message = fault["msg"]
     return f"{message[0].lower()}{message[1:]}, not {value!r}; correct the value"
+
+
+def load_yaml(text: str, place: str) -> Any:
+    """The value that YAML `text` holds; InputError with the line if it is not YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        fault = str(getattr(error, "problem", error)).splitlines()[0]
+        raise InputError(f"{place}: {line}not YAML ({fault}); correct the syntax") from None
 
 
 def parse(model: type[Contract], value: Any, place: str) -> Any:

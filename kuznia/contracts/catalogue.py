@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field
 
-from kuznia.contracts.base import Contract, parse
+from kuznia.contracts.base import Contract, load_yaml, parse
 from kuznia.contracts.runspec import Name
 from kuznia.errors import InputError
 
@@ -29,6 +28,9 @@ class BaseModelEntry(Contract):
     """SPDX identifier."""
     template: str
     """LLaMA-Factory's name of the chat template; `verify` proves that it is the served one."""
+    default_system: str | None = None
+    """System prompt that the model's own chat template adds where a conversation has none; null
+    leaves LLaMA-Factory's. It must be the same to the letter."""
     parameters: int = Field(gt=0)
     context_length: int = Field(gt=0)
     """Longest sequence, in tokens."""
@@ -91,10 +93,8 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
     """Read a catalogue file; InputError with every fault if it is not one."""
     path = path or catalogue_path()
     try:
-        value = yaml.safe_load(path.read_text("utf-8"))
+        value = load_yaml(path.read_text("utf-8"), str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such catalogue; correct KUZNIA_CATALOGUE") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({error}); correct the syntax") from None
     catalogue: Catalogue = parse(Catalogue, value, str(path))
     return catalogue

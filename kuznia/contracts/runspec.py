@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from kuznia.contracts.base import Contract, parse
+from kuznia.contracts.base import Contract, load_yaml, parse
 from kuznia.contracts.llamafactory import llamafactory_problems
 from kuznia.errors import InputError
 
@@ -39,6 +38,7 @@ class Data(Contract):
     test: str | None = None
     """Held-out rows in the same form; without it `test_fraction` of the rows is split off."""
     format: Literal["alpaca", "sharegpt", "openai", "csv"]
+    """How a row is written; see docs/howto/prepare-data.md."""
     columns: Columns | None = None
     """For csv only."""
     test_fraction: float = Field(default=0.1, gt=0, lt=0.5)
@@ -61,6 +61,7 @@ class GateRule(Contract):
     """What a metric must reach before a version may be promoted."""
 
     at_least: float | None = Field(default=None, ge=0, le=1)
+    """The candidate's mean on the test rows, 0 to 1."""
     not_worse_than: Literal["base", "deployed"] | None = None
     margin: float = Field(default=0.0, ge=0, le=1)
     """How much worse than the other still counts as not worse."""
@@ -77,6 +78,7 @@ class Evaluation(Contract):
 
     metrics: tuple[Metric, ...] = ("exact_match", "token_f1")
     gate: dict[Metric, GateRule] = {}
+    """What the verdict asks of a metric; without a gate, not to be worse than the base."""
     max_new_tokens: int = Field(default=64, ge=1, le=4096)
     """Longest answer that is generated for a test row, in tokens."""
 
@@ -99,27 +101,39 @@ class CardSpec(Contract):
     """What only a person can say about the model; the rest of the card is measured."""
 
     purpose: str = Field(min_length=10)
+    """What the model is for, in a sentence."""
     owner: str = Field(min_length=1)
+    """Who answers for it."""
     risk: Risk
+    """Risk of the intended use under the AI Act."""
     users: str | None = None
+    """Who is meant to use it."""
     out_of_scope: str | None = None
+    """What it must not be used for."""
     limitations: str | None = None
+    """What it is known to do badly."""
     data_origin: str | None = None
+    """Where the rows come from."""
     data_licence: str | None = None
+    """Under which terms they may be used."""
 
 
 class RunSpec(Contract):
     """One run of the chain, asked for by a person."""
 
     tenant: Name
+    """Who owns the model."""
     model: Name
+    """The model's name; with the tenant's it names the registered model."""
     base: str
     """A name in the catalogue."""
     data: Data
     method: Method = "lora"
+    """lora trains an adapter, qlora too on a 4-bit base (needs a GPU), full all weights."""
     hardware: str = "auto"
     """auto, cpu, or a GPU class of the catalogue."""
     seed: int = Field(default=42, ge=0, lt=2**32)
+    """Same spec, rows and seed: same weights, on the same kind of machine."""
     llamafactory: dict[str, Any] = {}
     """Trainer settings passed on; keys that the platform owns are refused by name."""
     evaluation: Evaluation = Evaluation()
@@ -148,14 +162,7 @@ def parse_run_spec(text: str, place: str = "config") -> RunSpec:
 
     Raises InputError with every fault; `place` is the file's name in the messages.
     """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise InputError(
-            f"{place}: {line}not YAML ({getattr(error, 'problem', error)}); correct the syntax"
-        ) from None
+    value = load_yaml(text, place)
     if not isinstance(value, dict):
         raise InputError(f"{place}: is not a mapping of keys; start from `kuznia init`")
     spec: RunSpec = parse(RunSpec, value, place)

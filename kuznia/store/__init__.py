@@ -1,5 +1,5 @@
 """Where everything large lies: one small interface over file://, s3:// and gs://."""
 
-from kuznia.store.objects import Store, open_store
+from kuznia.store.objects import Store, folder_of, open_store
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "folder_of", "open_store"]

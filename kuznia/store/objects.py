@@ -7,6 +7,7 @@ folder is visible once its manifest is, and the manifest is written last.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import uuid
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -39,7 +41,7 @@ class Store:
     def __init__(self, uri: str, backend: Any) -> None:
         self.uri = uri.rstrip("/")
         self._backend = backend
-        self._root = Path(uri.removeprefix("file://")) if uri.startswith("file://") else None
+        self._root = folder_of(uri) if uri.startswith("file://") else None
 
     def uri_of(self, key: str) -> str:
         """The full URI of a key."""
@@ -64,13 +66,13 @@ class Store:
 
     def write(self, key: str, value: bytes) -> None:
         """Write a small value at once; a reader sees the old or the new one whole."""
-        with self._answers(key):
+        with self._answers(key, writes=True):
             obstore.put(self._backend, key, value)
 
     def create(self, key: str, value: bytes) -> bool:
         """Write a value only where there is none; False if there was one."""
         try:
-            with self._answers(key):
+            with self._answers(key, writes=True):
                 obstore.put(self._backend, key, value, mode="create")
         except AlreadyExistsError:
             return False
@@ -92,7 +94,7 @@ class Store:
 
     def put_file(self, source: Path, key: str) -> None:
         """Upload one file, in parts if it is large."""
-        with self._answers(key):
+        with self._answers(key, writes=True):
             obstore.put(self._backend, key, source, chunk_size=CHUNK)
 
     def get_file(self, key: str, target: Path) -> None:
@@ -123,6 +125,16 @@ class Store:
         for entry in read_manifest(source).files:
             self.put_file(source / entry.path, f"{key}/{entry.path}")
         self.create(f"{key}/{MANIFEST}", (source / MANIFEST).read_bytes())
+
+    def remove_folder(self, key: str) -> None:
+        """Delete everything below `key`, the manifest first, so no half folder is ever visible.
+
+        For what a step left for itself (checkpoints); versions are never deleted.
+        """
+        found = [entry for entry, _ in self.keys(key)]
+        with self._answers(key):
+            for entry in sorted(found, key=lambda entry: entry != f"{key}/{MANIFEST}"):
+                obstore.delete(self._backend, entry)
 
     def get_folder(self, key: str, target: Path, progress: Progress | None = None) -> Path:
         """A local copy of a published folder (or the folder itself), checked file by file.
@@ -163,10 +175,17 @@ class Store:
                 raise
 
     @contextmanager
-    def _answers(self, key: str) -> Iterator[None]:
+    def _answers(self, key: str, writes: bool = False) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, AlreadyExistsError):
+        except FileNotFoundError as error:
+            if writes and self._root is None:
+                raise DependencyError(
+                    f"{self.uri_of(key)}: there is no such bucket; make it or correct KUZNIA_STORE "
+                    "and run the same command again"
+                ) from error
+            raise
+        except AlreadyExistsError:
             raise
         except OSError as error:
             if error.errno == errno.ENOSPC:
@@ -185,6 +204,11 @@ class Store:
             ) from error
 
 
+def folder_of(uri: str) -> Path:
+    """The folder or file that a file:// URI names; spaces and letters in it may be escaped."""
+    return Path(unquote(urlsplit(uri).path))
+
+
 def open_store(uri: str) -> Store:
     """The store at `uri`: a folder, file://, s3://bucket/prefix or gs://bucket/prefix.
 
@@ -193,11 +217,14 @@ def open_store(uri: str) -> Store:
     if "://" not in uri:
         uri = Path(uri).resolve().as_uri()
     if uri.startswith("file://"):
-        root = Path(uri.removeprefix("file://"))
+        root = folder_of(uri)
         root.mkdir(parents=True, exist_ok=True)
         return Store(uri, LocalStore(str(root)))
     if uri.startswith("gs://") and (emulator := os.environ.get("STORAGE_EMULATOR_HOST")):
-        return Store(uri, from_url(uri, base_url=emulator, skip_signature=True))
+        # The form in which obstore's client is told not to ask anyone for a token.
+        key = {"gcs_base_url": emulator, "disable_oauth": True}
+        key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        return Store(uri, from_url(uri, service_account_key=json.dumps(key)))
     if uri.startswith(("s3://", "gs://")):
         return Store(uri, from_url(uri))
     raise InputError(f"KUZNIA_STORE: {uri!r} is not a store; use a folder, file://, s3:// or gs://")

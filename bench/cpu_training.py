@@ -1,0 +1,152 @@
+"""LoRA training on a CPU: our profile against LLaMA-Factory as it comes.
+
+Both train the real base on the demo's rows with the demo's settings (rank, batch, length, seed),
+so many threads as cores, and are timed by the same callback. What differs is what `plan` chooses
+without a GPU: float32 weights and no gradient checkpointing, where LLaMA-Factory's examples have
+bf16 and checkpointing on. Full determinism is on in ours only, as in every run of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.results import machine, ratio, save, spread
+from kuznia import settings
+from kuznia.contracts.steps import TrainInputs
+from kuznia.errors import KuzniaError
+from kuznia.progress import say
+from kuznia.store import open_store
+from steps.context import Context
+from steps.supervisor import watch
+from steps.train import settings_for, variables_for
+from workflows.environments import ROOT, python_of, variables_of
+
+DEMO = ROOT / "examples" / "demo"
+ROUNDS = 3
+STEPS = 4
+"""Optimizer steps a run; the first warms up and is not counted."""
+LIBRARIES = ("torch", "transformers", "peft", "llamafactory")
+
+
+def main() -> None:
+    """Alternate the two, print the table, and write bench/results/cpu_training.json."""
+    with tempfile.TemporaryDirectory() as folder, _home(Path(folder)):
+        work = Path(folder) / "train"
+        work.mkdir()
+        inputs = _inputs(Path(folder))
+        context = Context(open_store(settings.store_uri()), "", work, settings.cache())
+        ours = settings_for(inputs, context, work / "output", None)
+        variables = variables_for(inputs, work) | variables_of("train")
+        arms = {"ours": ours, "stock": _stock(ours, inputs, context)}
+        speeds: dict[str, list[float]] = {name: [] for name in arms}
+        for turn in range(ROUNDS):
+            for name, arm in arms.items():
+                speeds[name].append(_speed(arm, variables, work / f"{name}-{turn}"))
+                say(f"{name}: {speeds[name][-1]:.2f} samples/s")
+    batch = ours["per_device_train_batch_size"]
+    save(
+        "cpu_training",
+        "LoRA training on a CPU",
+        [
+            {"settings": "Kuźnia's CPU profile", "samples/s": spread(speeds["ours"])},
+            {"settings": "LLaMA-Factory's stock settings", "samples/s": spread(speeds["stock"])},
+            {"settings": "ratio", "samples/s": ratio(speeds["ours"], speeds["stock"])},
+        ],
+        machine() | {"packages": _versions()},
+        f"SmolLM2-135M-Instruct, demo rows, rank {ours['lora_rank']}, batch {batch}; median "
+        f"(minimum to maximum) of {ROUNDS} alternating runs of {STEPS} steps, the first left out.",
+    )
+
+
+def _inputs(folder: Path) -> TrainInputs:
+    """What the train step would get from a run of the demo."""
+    spec = yaml.safe_load((DEMO / "train.yaml").read_text("utf-8"))
+    spec |= {"hardware": "cpu"}
+    spec["data"] |= {name: str(DEMO / spec["data"][name]) for name in ("train", "test")}
+    plan = _step("plan", "platform", folder, {"config": yaml.safe_dump(spec), "run": "bench"})
+    return TrainInputs.model_validate(
+        {
+            "plan": plan,
+            "data_check": _step("data-check", "platform", folder, {"plan": plan}),
+            "fetch_base": _step("fetch-base", "serve", folder, {"plan": plan}),
+        }
+    )
+
+
+def _step(name: str, image: str, folder: Path, values: dict[str, Any]) -> Any:
+    given, made = folder / f"{name}.in.json", folder / f"{name}.out.json"
+    given.write_text(json.dumps(values), "utf-8")
+    subprocess.run(
+        [
+            *(python_of(image), "-m", "steps", name, "--workdir", folder / name),
+            *("--inputs", given, "--outputs", made),
+        ],
+        env=os.environ | variables_of(image),
+        check=True,
+    )
+    return json.loads(made.read_text("utf-8"))
+
+
+def _stock(ours: dict[str, Any], inputs: TrainInputs, context: Context) -> dict[str, Any]:
+    """The same rows and the demo's own settings; all else as LLaMA-Factory's examples have it."""
+    profile = ("disable_gradient_checkpointing", "full_determinism")
+    base = context.folder(inputs.fetch_base.base)
+    # LLaMA-Factory takes bf16 on a CPU only where the CPU is asked for.
+    stock = {"model_name_or_path": str(base), "bf16": True, "use_cpu": True}
+    return {key: value for key, value in ours.items() if key not in profile} | stock
+
+
+def _speed(arm: dict[str, Any], variables: dict[str, str], folder: Path) -> float:
+    """Rows a second over the steps after the first."""
+    folder.mkdir()
+    file = folder / "settings.json"
+    file.write_text(
+        json.dumps(
+            arm | {"output_dir": str(folder / "out"), "max_steps": STEPS, "save_strategy": "no"}
+        )
+    )
+    events: list[dict[str, Any]] = []
+    command = [str(python_of("train")), "-m", "steps.trainer", str(file)]
+    ended = watch(command, variables, folder / "trainer.log", events.append)
+    if ended.code:
+        raise KuzniaError(f"the trainer failed: {ended.fault}")
+    seconds = [each["seconds"] for each in events if each["event"] == "log"][1:]
+    rows = arm["per_device_train_batch_size"] * arm["gradient_accumulation_steps"]
+    return float(rows * len(seconds) / sum(seconds))
+
+
+def _versions() -> dict[str, str]:
+    code = (
+        "import json, importlib.metadata as known; "
+        f"print(json.dumps({{name: known.version(name) for name in {LIBRARIES}}}))"
+    )
+    done = subprocess.run([python_of("train"), "-c", code], capture_output=True, check=True)
+    versions: dict[str, str] = json.loads(done.stdout)
+    return versions
+
+
+@contextmanager
+def _home(folder: Path) -> Iterator[None]:
+    """Keep the bench's store and runs out of the user's."""
+    before = dict(os.environ)
+    os.environ["KUZNIA_HOME"] = str(folder)
+    for name in ("KUZNIA_STORE", "MLFLOW_TRACKING_URI"):
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+if __name__ == "__main__":
+    main()

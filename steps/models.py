@@ -1,0 +1,144 @@
+"""What evaluate and verify share: loading models and asking them, greedily and reproducibly.
+
+torch, transformers and peft are imported inside the functions: only the train image has them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kuznia.contracts.steps import Hardware
+from kuznia.errors import InputError
+
+Messages = list[dict[str, str]]
+"""A conversation: {"role", "content"} objects in order."""
+
+BATCH = 64
+"""Prompts answered at once. One size for all arms: greedy answers may change with the batch."""
+
+
+def prepare(hardware: Hardware) -> None:
+    """Make torch and transformers quiet, offline and as wide as planned; call it first."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # Threads that spin while they wait cost three times the work where the cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import torch
+    import transformers
+
+    torch.set_num_threads(hardware.threads)
+    transformers.utils.logging.disable_progress_bar()
+
+
+def read_rows(path: Path, limit: int | None = None) -> list[Messages]:
+    """Conversations of a data-check file, each ending with the assistant's expected answer."""
+    rows: list[Messages] = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if limit is not None and len(rows) == limit:
+                break
+            rows.append(json.loads(line)["messages"])
+    return rows
+
+
+def load_model(folder: Path, hardware: Hardware, dtype: str | None = None) -> Any:
+    """The model in `folder`, in the planned number format unless `dtype` says otherwise.
+
+    On several GPUs its layers are spread over them.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    place = "auto" if hardware.gpus > 1 else hardware.device
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype or hardware.dtype),
+        device_map=None if place == "cpu" else place,
+        trust_remote_code=False,
+    )
+    return model.eval()
+
+
+def load_adapted(base: Path, adapter: Path, hardware: Hardware, dtype: str | None = None) -> Any:
+    """The base with a LoRA adapter on top, not merged; `disable_adapter()` gives the base."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_model(base, hardware, dtype), adapter).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`; InputError if it has no chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{folder}: the tokenizer has no chat template; choose an instruction-tuned base"
+        )
+    return tokenizer
+
+
+def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
+    """Token ids of a conversation up to where the model is to answer."""
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return ids
+
+
+def row_ids(tokenizer: Any, messages: Messages) -> list[int]:
+    """Token ids of a conversation with its answer, as the chat template writes them."""
+    ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    return ids
+
+
+def answer_all(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Messages],
+    max_new_tokens: int,
+    say: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """One greedy answer a prompt, in their order, white space around it removed.
+
+    Batches of BATCH prompts of like length, padded on the left. Sampling settings and penalties
+    of the model's own generation_config are not used. `say` gets the number of prompts done.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    encoded = [prompt_ids(tokenizer, messages) for messages in prompts]
+    order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index]), index))
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stop_ids(model, tokenizer),
+        pad_token_id=pad,
+    )
+    answers = [""] * len(encoded)
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        width = len(encoded[chosen[-1]])
+        gaps = [width - len(encoded[index]) for index in chosen]
+        ids = [[pad] * gap + encoded[index] for gap, index in zip(gaps, chosen, strict=True)]
+        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=torch.tensor(ids, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+            )
+        for index, row in zip(chosen, out, strict=True):
+            answers[index] = tokenizer.decode(row[width:], skip_special_tokens=True).strip()
+        say(start + len(chosen))
+    return answers
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the tokenizer's and those the model's own settings name."""
+    own = model.generation_config.eos_token_id
+    named = own if isinstance(own, list) else [own]
+    return sorted({i for i in (*named, tokenizer.eos_token_id) if i is not None})

@@ -1,0 +1,127 @@
+"""Watch a trainer process: drain what it says, hear its events, pass on the request to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from kuznia.progress import say
+
+_FAULT = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the trainer ended."""
+
+    code: int
+    """Exit status; minus the signal where one killed it."""
+    stopped: bool
+    """Whether we were told to stop while it ran."""
+    tail: tuple[str, ...]
+    """The last lines of its output."""
+
+    @property
+    def fault(self) -> str:
+        """The line that names the error, or its last words."""
+        faults = [line for line in self.tail if _FAULT.match(line)]
+        said = [line for line in self.tail if line.strip()]
+        return (faults or said or ["it said nothing"])[-1].strip()
+
+    def says(self, *words: str) -> bool:
+        """Whether any of the words is in its last lines."""
+        return any(word in line for line in self.tail for word in words)
+
+
+def watch(
+    command: Sequence[str],
+    variables: dict[str, str],
+    log: Path,
+    on_event: Callable[[dict[str, Any]], None],
+) -> Ended:
+    """Run a process in a session of its own until it ends; every event goes to `on_event`.
+
+    The descriptor of the pipe that takes events and this process's id are appended to `command`.
+    Both output pipes are drained all the time, into this process's standard output and `log`.
+    SIGTERM and SIGINT to this process become SIGTERM to it; it is killed if `on_event` raises.
+    Call it from the main thread.
+    """
+    reading, writing = os.pipe()
+    tail: deque[str] = deque(maxlen=400)
+    with log.open("a", encoding="utf-8") as record, os.fdopen(reading) as events:
+        process = subprocess.Popen(
+            [*command, str(writing), str(os.getpid())],
+            env=os.environ | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+        os.close(writing)
+        threads = [
+            threading.Thread(target=_drain, args=(pipe, record, tail))
+            for pipe in (process.stdout, process.stderr)
+        ]
+        threads.append(threading.Thread(target=_end_group, args=(process,)))
+        for thread in threads:
+            thread.start()
+        with _passing_on(process) as asked:
+            try:
+                for line in events:
+                    # A process killed while it wrote leaves half a line.
+                    if line.endswith("\n"):
+                        on_event(json.loads(line))
+            finally:
+                if sys.exc_info()[0]:
+                    process.kill()
+                for thread in threads:
+                    thread.join()
+        return Ended(process.returncode, bool(asked), tuple(tail))
+
+
+def _drain(pipe: IO[str], record: IO[str], tail: deque[str]) -> None:
+    for line in pipe:
+        tail.append(line.rstrip("\n"))
+        record.write(line)
+        record.flush()
+        say(line)
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """Wait for the process, then kill what it left running: such children hold the pipes open."""
+    process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _passing_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Ask the process to stop when we are; yields the signals that came."""
+    asked: list[int] = []
+
+    def pass_on(number: int, _: Any) -> None:
+        if number in asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        process.terminate()
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

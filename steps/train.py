@@ -1,0 +1,199 @@
+"""Fine-tune the base with LLaMA-Factory in a process of its own (`steps/trainer.py`)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kuznia.contracts.base import canonical_json, digest_of
+from kuznia.contracts.steps import TrainInputs, TrainOutputs
+from kuznia.errors import DependencyError
+from kuznia.progress import say
+from steps.checkpoints import fetch, keep_last_complete
+from steps.context import Context
+from steps.supervisor import watch
+from steps.trained import publish
+from steps.training import LIBRARIES, Listener, Reports, failure
+
+ROLES = {
+    # Not "openai": that converter adds "detailed thinking off" to the system prompt.
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages"},
+    "tags": {
+        "role_tag": "role",
+        "content_tag": "content",
+        "system_tag": "system",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+    },
+}
+"""How LLaMA-Factory is to read data-check's rows."""
+
+
+def run(inputs: TrainInputs, context: Context) -> TrainOutputs:
+    """Train, resumably, and publish the adapter or the full weights.
+
+    Reads: the clean training rows, the base's folder, the last whole checkpoint of an attempt
+        before (in the work folder; where the store is elsewhere, in the store).
+    Writes: weights, loss curve and finished.json under `<run>/train/`; the run in MLflow.
+    Fails when: a setting or the memory does not do (2), disk, store or MLflow fail or the trainer
+        is killed (3), it is told to stop (75, after a checkpoint).
+    Safe to repeat because: a finished training is found by the digest of what decides its result,
+        an unfinished one goes on from its last whole checkpoint, and no step is reported twice.
+    """
+    identity = digest_of(
+        {
+            "trainer": inputs.plan.trainer,
+            "base": inputs.fetch_base.base.digest,
+            "data": inputs.data_check.train.sha256,
+            "hardware": inputs.plan.hardware.model_dump(exclude={"reasons"}),
+        }
+    )
+    context.workdir.mkdir(parents=True, exist_ok=True)
+    with Reports(inputs, context, _parameters(inputs)) as reports, _disk_full(context.workdir):
+        outputs = _finished(inputs, context, identity)
+        if outputs is None:
+            outputs = _train(inputs, context, identity, reports)
+        else:
+            say("train: the weights are finished; only the reports are completed")
+            for line in context.store.read(outputs.loss_curve.key).splitlines():
+                reports.log(json.loads(line))
+        return outputs.model_copy(update={"mlflow_run_id": reports.finish()})
+
+
+def _finished(inputs: TrainInputs, context: Context, identity: str) -> TrainOutputs | None:
+    try:
+        record = json.loads(context.store.read(f"{inputs.plan.prefix}/train/finished.json"))
+    except FileNotFoundError:
+        return None
+    same = record["identity"] == identity
+    return TrainOutputs.model_validate(record["outputs"]) if same else None
+
+
+def _train(inputs: TrainInputs, context: Context, identity: str, reports: Reports) -> TrainOutputs:
+    prefix, work = f"{inputs.plan.prefix}/train", context.workdir
+    checkpoints = f"{prefix}/checkpoints/{identity[:12]}"
+    output = work / f"output-{identity[:12]}"
+    checkpoint = keep_last_complete(output)
+    if checkpoint is None:
+        fetch(context.store, checkpoints, output)
+        checkpoint = keep_last_complete(output)
+    settings = work / "settings.json"
+    settings.write_text(json.dumps(settings_for(inputs, context, output, checkpoint), indent=2))
+    log = work / "trainer.log"
+    listener = Listener(_rows(inputs), reports.log, context.store, checkpoints)
+    try:
+        command = [sys.executable, "-m", "steps.trainer", str(settings)]
+        ended = watch(command, variables_for(inputs, work), log, listener.hear)
+    finally:
+        listener.close()
+    if ended.code:
+        raise failure(ended, listener, inputs, log)
+    outputs = publish(inputs, context, output, _rows(inputs))
+    record = {"identity": identity, "outputs": outputs.model_dump(mode="json")}
+    context.store.write(f"{prefix}/finished.json", canonical_json(record))
+    context.store.remove_folder(f"{prefix}/checkpoints")
+    shutil.rmtree(output)
+    return outputs
+
+
+def settings_for(
+    inputs: TrainInputs, context: Context, output: Path, checkpoint: Path | None
+) -> dict[str, Any]:
+    """LLaMA-Factory's settings: the plan's and the paths; the files they name are made here."""
+    trainer, data = inputs.plan.trainer, context.workdir / "data"
+    data.mkdir(exist_ok=True)
+    rows = data / "train.jsonl"
+    rows.unlink(missing_ok=True)
+    rows.symlink_to(context.file(inputs.data_check.train).resolve())
+    entry = {"train": {"file_name": rows.name, **ROLES}}
+    (data / "dataset_info.json").write_text(json.dumps(entry))
+    packed = trainer.get("packing") or trainer.get("neat_packing")
+    settings = {
+        **trainer,
+        "model_name_or_path": str(_base(inputs, context)),
+        "dataset": "train",
+        "dataset_dir": str(data),
+        "output_dir": str(output),
+        "disable_tqdm": True,
+        # Packed rows carry a mask of row numbers, whose sum is not a number of tokens.
+        "include_num_input_tokens_seen": "all" if packed else "non_padding",
+    }
+    return settings | ({"resume_from_checkpoint": str(checkpoint)} if checkpoint else {})
+
+
+def _base(inputs: TrainInputs, context: Context) -> Path:
+    """The base's folder, or a view of it that is loaded as float32 where the plan says so.
+
+    LLaMA-Factory loads weights in the number format that config.json names, whatever the other
+    settings; the view is that file changed, beside links to all others.
+    """
+    base = context.folder(inputs.fetch_base.base)
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    stored = config.pop("torch_dtype", None) or config.get("dtype")
+    if inputs.plan.hardware.dtype != "float32" or stored == "float32":
+        return base
+    view = context.workdir / "base-float32"
+    shutil.rmtree(view, ignore_errors=True)
+    view.mkdir()
+    for path in base.iterdir():
+        (view / path.name).symlink_to(path.resolve())
+    (view / "config.json").unlink()
+    (view / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
+    return view
+
+
+def variables_for(inputs: TrainInputs, work: Path) -> dict[str, str]:
+    """Environment variables of the trainer."""
+    hardware = inputs.plan.hardware
+    variables = {
+        "OMP_NUM_THREADS": str(hardware.threads),
+        # The order of sets decides the order of modules, and so of numbers.
+        "PYTHONHASHSEED": str(inputs.plan.spec.seed),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HOME": str(work / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "LLAMAFACTORY_VERBOSITY": "WARNING",
+    }
+    return variables | ({"CUDA_VISIBLE_DEVICES": ""} if hardware.device == "cpu" else {})
+
+
+def _rows(inputs: TrainInputs) -> int:
+    rows = inputs.data_check.train_report.rows
+    return min(rows, inputs.plan.trainer.get("max_samples") or rows)
+
+
+def _parameters(inputs: TrainInputs) -> dict[str, Any]:
+    """What MLflow gets as parameters; LLaMA-Factory's own report leaves most of it out."""
+    plan = inputs.plan
+    hardware = plan.hardware.model_dump(exclude={"reasons"})
+    return {
+        **plan.trainer,
+        **{f"hardware.{key}": value for key, value in hardware.items()},
+        **{f"library.{name}": metadata.version(name) for name in LIBRARIES},
+        "run": plan.run,
+        "method": plan.spec.method,
+        "base": plan.spec.base,
+        "base_digest": inputs.fetch_base.base.digest,
+        "data_fingerprint": inputs.data_check.fingerprint,
+        "rows": inputs.data_check.train_report.rows,
+        "seed": plan.spec.seed,
+    }
+
+
+@contextmanager
+def _disk_full(work: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DependencyError(f"{work}: no space left; free some and run again") from error

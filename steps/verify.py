@@ -1,0 +1,149 @@
+"""Prove that the version is what was trained and answers as it should.
+
+Reads: the version's, the base's and the trained folder; train and test rows.
+Writes: nothing but its result.
+Fails when: a folder is missing or damaged (2); the store does not answer (3). A version that does
+    not pass is a result with `passed: false`, not a failure.
+Safe to repeat because: it changes nothing, and rows, order and decoding are fixed.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+from kuznia.contracts.steps import SmokeAnswer, VerifyInputs, VerifyOutputs
+from kuznia.progress import progress
+from steps import models
+from steps.context import Context
+from steps.parity import Parity, compare, distributions
+from steps.templates import compare_templates
+
+TEMPLATE_ROWS, PARITY_ROWS, SMOKE_ROWS = 100, 16, 3
+
+TOP1_LIMIT = 0.97
+"""Least share of positions with the same first token. Rounding weights to bfloat16 flips only near
+ties, 0.2 to 0.7 % of positions on SmolLM2-135M."""
+MEAN_KL_LIMIT = 0.005
+"""Highest mean divergence, nats. Rounding to bfloat16 alone costs about 0.0001 on SmolLM2-135M; an
+adapter that is left out or scaled wrongly costs what it was trained to change, 0.02 and more."""
+MAX_KL_LIMIT = 0.5
+"""Highest divergence at one position: one row answered differently must not hide in the mean."""
+DIFFERENCE_FACTOR = 5.0
+"""How many times farther the version must be from the base than from what was trained."""
+DIFFERENCE_LIMIT = 1e-6
+"""Divergence from the base below which nothing was learnt: float32's own noise is under it."""
+
+FORMAT = "float32"
+"""Number format of all comparisons, so that only the weights' rounding differs."""
+
+
+def run(inputs: VerifyInputs, context: Context) -> VerifyOutputs:
+    plan, train = inputs.plan, inputs.train
+    version = context.folder(inputs.export.folder)
+    base = context.folder(inputs.fetch_base.base)
+    weights = context.folder(train.weights)
+    models.prepare(plan.hardware)
+    _say(0)
+    rows = models.read_rows(context.file(inputs.data_check.train), TEMPLATE_ROWS)
+    equal, difference = compare_templates(rows, base, version, plan.base.template, plan.trainer)
+    _say(1)
+    tests = models.read_rows(context.file(inputs.data_check.test), PARITY_ROWS)
+    tokenizer = models.load_tokenizer(version)
+    ids = [models.row_ids(tokenizer, row) for row in tests]
+
+    def load(folder: Path, adapter: bool) -> Any:
+        if adapter:
+            return models.load_adapted(base, folder, plan.hardware, FORMAT)
+        return models.load_model(folder, plan.hardware, FORMAT)
+
+    trained = load(weights, train.kind == "adapter")
+    reference = distributions(trained, ids)
+    _say(2)
+    if train.kind == "adapter":
+        with trained.disable_adapter():
+            plain = compare(reference, trained, ids)
+        del trained
+    else:
+        del trained
+        plain = compare(reference, load(base, False), ids)
+    gc.collect()
+    _say(3)
+    model = load(version, inputs.export.mode == "adapter")
+    parity = compare(reference, model, ids)
+    _say(4)
+    prompts = [row[:-1] for row in tests[:SMOKE_ROWS]]
+    limit = plan.spec.evaluation.max_new_tokens
+    answers = models.answer_all(model, tokenizer, prompts, limit)
+    _say(5)
+    failures, findings = _judge(len(rows), equal, difference, parity, plain, answers)
+    for line in (*failures, *findings):
+        print(f"verify: {line}", flush=True)
+    return VerifyOutputs(
+        passed=not failures,
+        reasons=tuple(failures or findings),
+        template_rows=len(rows),
+        template_equal=equal,
+        parity_positions=parity.positions,
+        top1_agreement=parity.top1,
+        mean_kl=parity.mean_kl,
+        max_kl=parity.max_kl,
+        base_mean_kl=plain.mean_kl,
+        smoke=tuple(
+            SmokeAnswer(prompt=prompt[-1]["content"], answer=answer)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ),
+    )
+
+
+def _judge(
+    rows: int,
+    equal: int,
+    difference: str | None,
+    parity: Parity,
+    plain: Parity,
+    answers: list[str],
+) -> tuple[list[str], list[str]]:
+    """What speaks against the version, and what speaks for it, one sentence each."""
+    against: list[str] = []
+    speaks_for: list[str] = []
+
+    def check(holds: bool, good: str, bad: str) -> None:
+        (speaks_for if holds else against).append(good if holds else bad)
+
+    check(
+        equal == rows,
+        f"the served chat template writes all {rows} rows as they were trained on",
+        f"the served chat template writes {rows - equal} of {rows} rows otherwise than they were "
+        f"trained on ({difference}); correct template or default_system of the base in the "
+        "catalogue",
+    )
+    seen = (
+        f"on {parity.positions} positions {parity.top1:.1%} have the same first token as what was "
+        f"trained, divergence {parity.mean_kl:.2g} on average and {parity.max_kl:.2g} at most"
+    )
+    check(
+        parity.top1 >= TOP1_LIMIT
+        and parity.mean_kl <= MEAN_KL_LIMIT
+        and parity.max_kl <= MAX_KL_LIMIT,
+        seen,
+        f"{seen}; allowed are {TOP1_LIMIT:.0%}, {MEAN_KL_LIMIT:g} and {MAX_KL_LIMIT:g}",
+    )
+    wanted = max(DIFFERENCE_FACTOR * parity.mean_kl, DIFFERENCE_LIMIT)
+    check(
+        plain.mean_kl >= wanted,
+        f"what was trained differs from the base by {plain.mean_kl:.2g}",
+        f"what was trained differs from the base by {plain.mean_kl:.2g} only, below {wanted:.2g}: "
+        "it is lost in rounding; train longer or with a higher learning_rate",
+    )
+    check(
+        any(answers),
+        f"{sum(map(bool, answers))} of {len(answers)} smoke prompts are answered",
+        f"none of {len(answers)} smoke prompts is answered; look at the training data's answers",
+    )
+    return against, speaks_for
+
+
+def _say(done: int) -> None:
+    progress("verify", done, 5, "checks")

@@ -1,0 +1,274 @@
+"""nvidia-smi is stood in for by a program of the same name that prints what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kuznia import machine
+from kuznia.contracts.catalogue import load_catalogue
+from kuznia.contracts.llamafactory import OWNED, known_keys
+from kuznia.contracts.steps import PlanInputs, PlanOutputs
+from kuznia.errors import InputError
+from kuznia.machine import Gpu
+from kuznia.store import open_store
+from steps import plan
+from steps.context import Context
+from steps.placement import class_of
+
+HUGE = {
+    "source": "hf://acme/huge@v1",
+    "digest": "0" * 64,
+    "licence": "Apache-2.0",
+    "template": "llama3",
+    "parameters": 400_000_000_000,
+    "context_length": 8192,
+    "layers": 126,
+    "hidden_size": 16384,
+    "vocabulary": 128256,
+    "dtype": "bfloat16",
+    "pretraining_flop": None,
+    "pretraining_flop_basis": "not published",
+}
+EIGHT_B = HUGE | {
+    "parameters": 8_030_000_000,
+    "layers": 32,
+    "hidden_size": 4096,
+}
+
+
+@pytest.fixture
+def planner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Plan a spec that differs from the smallest one in what is given; no GPU is in sight."""
+    catalogue = load_catalogue().model_dump(mode="json")
+    catalogue["bases"] |= {"huge": HUGE, "eight-b": EIGHT_B}
+    (tmp_path / "catalogue.yaml").write_text(yaml.safe_dump(catalogue, sort_keys=False))
+    monkeypatch.setenv("KUZNIA_CATALOGUE", str(tmp_path / "catalogue.yaml"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    rows = [{"instruction": f"What is {n}?", "output": f"It is {n}."} for n in range(100)]
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(**changes: Any) -> PlanOutputs:
+        spec = {
+            "tenant": "acme",
+            "model": "support",
+            "base": "smollm2-135m-instruct",
+            "data": {"train": str(train), "test": str(train), "format": "alpaca"},
+            "card": {"purpose": "Answers questions.", "owner": "Team", "risk": "minimal"},
+        }
+        inputs = PlanInputs(config=yaml.safe_dump(spec | changes), run="try-1")
+        store = open_store(str(tmp_path / "store"))
+        return plan.run(inputs, Context(store, "", tmp_path / "work", tmp_path / "cache"))
+
+    return make
+
+
+def refused(planner: Any, **changes: Any) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        planner(**changes)
+    return caught.value.problems
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, folder: Path, line: str) -> None:
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{line}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}/bin")
+
+
+def test_the_cpu_profile(planner: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    made = planner()
+    hardware = made.hardware
+    assert (hardware.device, hardware.gpu_class, hardware.gpus) == ("cpu", None, 0)
+    assert (hardware.dtype, hardware.threads) == ("float32", machine.cores())
+    assert not hardware.gradient_checkpointing
+    assert not hardware.packing
+    trainer = made.trainer
+    assert trainer["disable_gradient_checkpointing"]
+    assert (trainer["bf16"], trainer["use_cpu"]) == (False, True)
+    assert trainer["default_system"] == made.base.default_system
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[: len(hardware.reasons)] == list(hardware.reasons)
+    assert "cpu: no NVIDIA GPU is here" in printed
+    assert any("learning_rate 0.0001" in line for line in hardware.reasons)
+
+
+def test_the_trainer_knows_every_setting(planner: Any) -> None:
+    for method in ("lora", "full"):
+        trainer = planner(method=method).trainer
+        assert set(trainer) <= set(known_keys())
+        places = {"model_name_or_path", "output_dir", "dataset", "dataset_dir"}
+        assert not places & set(trainer)
+        assert trainer["finetuning_type"] == method
+        assert ("lora_rank" in trainer) == (method == "lora")
+
+
+def test_what_a_person_sets_wins(planner: Any) -> None:
+    given = {
+        "lora_rank": 32,
+        "num_train_epochs": 5,
+        "per_device_train_batch_size": 16,
+        "disable_gradient_checkpointing": False,
+        "packing": True,
+        "warmup_ratio": 0.2,
+        "save_steps": 7,
+    }
+    made = planner(llamafactory=given, seed=7)
+    assert given.items() <= made.trainer.items()
+    assert "warmup_steps" not in made.trainer
+    assert made.trainer["seed"] == 7
+    assert made.hardware.gradient_checkpointing
+    assert made.hardware.packing
+    assert "disable_gradient_checkpointing and packing: as llamafactory sets" in (
+        made.hardware.reasons
+    )
+    assert not set(given) & set(OWNED)
+
+
+def test_checkpoints_are_about_ten(planner: Any) -> None:
+    made = planner(llamafactory={"per_device_train_batch_size": 10, "num_train_epochs": 4})
+    assert made.trainer["save_steps"] == 4
+    assert planner(llamafactory={"max_steps": 5}).trainer["save_steps"] == 1
+
+
+def test_the_estimate_follows_the_work(planner: Any) -> None:
+    one = planner(llamafactory={"num_train_epochs": 1}).estimate
+    four = planner(llamafactory={"num_train_epochs": 4}).estimate
+    full = planner(llamafactory={"num_train_epochs": 1}, method="full").estimate
+    assert one.rows == 100
+    assert 30 * 100 < one.tokens < 40 * 100
+    assert four.tokens == 4 * one.tokens
+    assert four.train_seconds == pytest.approx(4 * one.train_seconds, rel=0.05)
+    assert full.flop == pytest.approx(1.5 * one.flop)
+    assert full.memory_gib > one.memory_gib + 1
+    assert one.cost == 0
+
+
+def test_rows_that_are_split_off_are_not_trained_on(planner: Any, tmp_path: Path) -> None:
+    data = {"train": str(tmp_path / "train.jsonl"), "format": "alpaca", "test_fraction": 0.2}
+    assert planner(data=data).estimate.rows == 80
+
+
+def test_a_gpu_class_by_name(planner: Any) -> None:
+    made = planner(hardware="h100-80gb", method="qlora", base="eight-b")
+    hardware = made.hardware
+    assert (hardware.device, hardware.gpu_class, hardware.gpus) == ("cuda", "h100-80gb", 1)
+    assert hardware.dtype == "bfloat16"
+    assert (made.trainer["bf16"], made.trainer["use_cpu"]) == (True, False)
+    assert (made.trainer["quantization_bit"], made.trainer["finetuning_type"]) == (4, "lora")
+    assert made.estimate.memory_gib < 16
+    assert made.estimate.cost >= 0
+
+
+def test_memory_is_saved_before_a_run_is_refused(planner: Any, tmp_path: Path) -> None:
+    row = {"instruction": "word " * 3000, "output": "x"}
+    (tmp_path / "train.jsonl").write_text(2 * (json.dumps(row) + "\n"))
+    made = planner(hardware="l4", base="eight-b")
+    trainer = made.trainer
+    assert made.hardware.gradient_checkpointing
+    assert not trainer["disable_gradient_checkpointing"]
+    assert trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] == 8
+    assert trainer["per_device_train_batch_size"] < 8
+    assert made.estimate.memory_gib <= 22.4
+    assert any(reason.startswith("gradient checkpointing: ") for reason in made.hardware.reasons)
+
+
+def test_the_gpu_that_is_here(
+    planner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpu(monkeypatch, tmp_path, "NVIDIA H200, 143771")
+    made = planner()
+    assert (made.hardware.device, made.hardware.gpu_class) == ("cuda", "h200-141gb")
+    assert made.hardware.reasons[0] == "h200-141gb: NVIDIA H200 is here"
+    assert made.estimate.memory_available_gib == pytest.approx(140.4, abs=0.1)
+    assert planner(hardware="cpu").hardware.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_gib", "expected"),
+    [
+        ("NVIDIA L4", 22.5, "l4"),
+        ("NVIDIA A100-SXM4-40GB", 40.0, "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", 80.0, "a100-80gb"),
+        ("NVIDIA H100 80GB HBM3", 79.6, "h100-80gb"),
+        ("NVIDIA H200", 140.4, "h200-141gb"),
+        ("NVIDIA GeForce RTX 4090", 24.0, "l4"),
+        ("NVIDIA T4", 15.0, None),
+    ],
+)
+def test_a_gpu_has_the_nearest_class(name: str, memory_gib: float, expected: str | None) -> None:
+    assert class_of(Gpu(name, memory_gib), load_catalogue()) == expected
+
+
+def test_a_gpu_below_every_class(
+    planner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpu(monkeypatch, tmp_path, "NVIDIA T4, 15360")
+    made = planner()
+    assert (made.hardware.device, made.hardware.gpu_class) == ("cuda", None)
+    assert made.estimate.memory_available_gib == 15
+    assert made.estimate.cost == 0
+
+
+def test_everything_that_there_is_not_is_named_at_once(planner: Any) -> None:
+    data = {"train": "/none/train.jsonl", "test": "/none/test.jsonl", "format": "alpaca"}
+    assert refused(planner, base="smollm3", hardware="h100-80", data=data) == [
+        "config: base: 'smollm3' is not in the catalogue; did you mean smollm2-135m-instruct?",
+        "config: hardware: 'h100-80' is not in the catalogue; did you mean h100-80gb?",
+        "config: data.train: train.jsonl does not exist; correct it",
+        "config: data.test: test.jsonl does not exist; correct it",
+    ]
+
+
+def test_an_unknown_kind_of_hardware(planner: Any) -> None:
+    assert refused(planner, hardware="quantum") == [
+        "config: hardware: 'quantum' is not in the catalogue; choose one of auto, cpu, l4, "
+        "a100-40gb, a100-80gb, h100-80gb, h200-141gb"
+    ]
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "auto"])
+def test_qlora_needs_a_gpu(planner: Any, hardware: str) -> None:
+    assert refused(planner, hardware=hardware, method="qlora") == [
+        "config: method: qlora needs an NVIDIA GPU, and this run would be on cpu; set method: "
+        "lora, or hardware to a GPU class"
+    ]
+
+
+def test_values_that_no_run_can_have(planner: Any) -> None:
+    given = {"cutoff_len": 9000, "lora_rank": 0, "learning_rate": -1.0}
+    assert refused(planner, llamafactory=given) == [
+        "config: llamafactory.learning_rate: -1.0 is not above 0; choose a value above 0",
+        "config: llamafactory.lora_rank: 0 is not above 0; choose a value above 0",
+        "config: llamafactory.cutoff_len: 9000 is above the base's context length 8192; set 8192 "
+        "or less",
+    ]
+
+
+def test_what_cannot_fit_is_refused_with_the_numbers(planner: Any) -> None:
+    memory, disk = refused(planner, base="huge", hardware="h100-80gb", method="full")
+    assert memory.startswith("config: hardware: h100-80gb has 79.5 GiB memory, this run needs ")
+    assert memory.endswith(" GiB; set method: lora, or hardware with more memory")
+    assert disk.startswith("config: base: this run needs about ")
+    assert disk.endswith(" GiB are free; free some or set a smaller base")
+
+
+def test_a_machine_that_is_too_small(planner: Any) -> None:
+    memory = refused(planner, base="huge", hardware="cpu")[0]
+    assert memory.startswith("config: hardware: cpu has ")
+    assert "set a smaller base or cutoff_len" in memory
+
+
+def test_rows_with_faults_do_not_stop_the_plan(planner: Any, tmp_path: Path) -> None:
+    """data-check names them a moment later, all at once."""
+    (tmp_path / "train.jsonl").write_text("{\n")
+    made = planner()
+    assert (made.estimate.rows, made.estimate.tokens) == (0, 0)
+    assert made.trainer["save_steps"] == 1

@@ -1,0 +1,291 @@
+"""The part of Argo's WorkflowTemplate that the local engine runs; all else is refused.
+
+`FIELDS` is the whole list. `load` turns a file into a `Chain` and names every fault by its path,
+so a template that runs here means the same on a cluster.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kuznia import __version__
+from kuznia.errors import InputError
+from workflows.environments import images
+
+FIELDS = {
+    "apiVersion": "argoproj.io/v1alpha1",
+    "kind": "WorkflowTemplate",
+    "metadata.name": "name of the template",
+    "spec.entrypoint": "name of the one `dag` template",
+    "spec.parallelism": "how many steps run at once; without it, all that are ready",
+    "spec.arguments.parameters[].name": "a parameter of the run",
+    "spec.arguments.parameters[].value": "its default; may hold `{{workflow.name}}`",
+    "spec.templates[].name": "name of a step's template, or of the entrypoint",
+    "spec.templates[].dag.tasks[].name": "name of a step",
+    "spec.templates[].dag.tasks[].template": "a container template",
+    "spec.templates[].dag.tasks[].dependencies[]": "steps that must have succeeded",
+    "spec.templates[].dag.tasks[].arguments.parameters[].name": "an input of the template",
+    "spec.templates[].dag.tasks[].arguments.parameters[].value": "text with "
+    "`{{workflow.name}}`, `{{workflow.parameters.X}}` or `{{tasks.X.outputs.parameters.Y}}`",
+    "spec.templates[].inputs.parameters[].name": "an input",
+    "spec.templates[].outputs.parameters[].name": "an output",
+    "spec.templates[].outputs.parameters[].valueFrom.path": "file whose text is the output",
+    "spec.templates[].container.image": "`kuznia/<image>:<this version>`: runs in the environment "
+    "of that image",
+    "spec.templates[].container.command[]": "program, `python` being the environment's",
+    "spec.templates[].container.args[]": "its arguments; may hold `{{inputs.parameters.X}}`",
+    "spec.templates[].container.env[].name": "an environment variable",
+    "spec.templates[].container.env[].value": "its value",
+    "spec.templates[].container.env[].valueFrom.configMapKeyRef.name": "`kuznia`",
+    "spec.templates[].container.env[].valueFrom.configMapKeyRef.key": "`KUZNIA_STORE` or "
+    "`MLFLOW_TRACKING_URI`, from the settings of this machine",
+    "spec.templates[].container.volumeMounts[].name": "a volume of the template",
+    "spec.templates[].container.volumeMounts[].mountPath": "arguments and output paths below it "
+    "are mapped to the step's folder of the run",
+    "spec.templates[].container.resources.requests": "read by the cluster alone",
+    "spec.templates[].volumes[].name": "a volume",
+    "spec.templates[].volumes[].emptyDir": "a folder that outlives a failed attempt here",
+    "spec.templates[].activeDeadlineSeconds": "an attempt that takes longer is stopped and fails",
+    "spec.templates[].retryStrategy.limit": "retries after the first attempt",
+    "spec.templates[].retryStrategy.expression": "`asInt(lastRetry.exitCode) in [<codes>]`",
+    "spec.templates[].retryStrategy.backoff.duration": "pause before the first retry: `10s`, `1m`",
+    "spec.templates[].retryStrategy.backoff.factor": "the pause grows by it",
+}
+"""Every field that is understood, and what it means here."""
+
+CONFIG_MAP = {"KUZNIA_STORE", "MLFLOW_TRACKING_URI"}
+_OPAQUE = ("spec.templates[].container.resources.requests", "spec.templates[].volumes[].emptyDir")
+_REFERENCE = re.compile(r"\{\{(.*?)\}\}")
+_RETRY = re.compile(r"asInt\(lastRetry\.exitCode\) in \[(\d+(?:, ?\d+)*)\]")
+_DURATION = re.compile(r"(\d+)(s|m|h)?")
+_UNITS = {None: 1, "s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class Retry:
+    """When a failed attempt is made again."""
+
+    limit: int = 0
+    codes: frozenset[int] = frozenset()
+    duration: float = 0
+    factor: float = 1
+
+    def pause(self, retry: int) -> float:
+        """Seconds to wait before retry number `retry`, counted from 1."""
+        return self.duration * float(self.factor ** (retry - 1))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One task of the DAG with its container template."""
+
+    name: str
+    image: str
+    argv: tuple[str, ...]
+    variables: dict[str, str]
+    settings: dict[str, str]
+    """Environment variables that come from the settings: variable to key."""
+    mounts: dict[str, str]
+    """Mount path to volume name."""
+    arguments: dict[str, str]
+    outputs: dict[str, str]
+    """Output parameter to the path of its file."""
+    dependencies: tuple[str, ...]
+    retry: Retry
+    deadline: float | None
+    """Seconds an attempt may take."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A checked template, its steps in an order that respects the dependencies."""
+
+    name: str
+    parameters: dict[str, str | None]
+    """Parameters of the run with their defaults."""
+    parallelism: int | None
+    steps: tuple[Step, ...]
+
+
+def load(path: Path) -> Chain:
+    """Read and check a compiled template.
+
+    Raises InputError with every fault, each with the path of its field.
+    """
+    document = yaml.safe_load(path.read_text("utf-8"))
+    problems = [
+        f"{path}: {field}: is not a field that the local engine knows; remove it or run "
+        "on a cluster (docs/reference/local-engine.md)"
+        for field in _unknown(document)
+    ]
+    if problems:
+        raise InputError(problems)
+    return _Reader(path, document).chain()
+
+
+def substitute(text: str, values: dict[str, str]) -> str:
+    """Replace every `{{name}}`; what is put in is not looked at again."""
+    return _REFERENCE.sub(lambda match: values[match[1].strip()], text)
+
+
+def reference() -> str:
+    """The table of fields as a page of the documentation."""
+    rows = "\n".join(f"| `{field}` | {meaning} |" for field, meaning in FIELDS.items())
+    return (
+        "# What the local engine knows of Argo\n\n"
+        "`kuznia run` runs `workflows/compiled/finetune.yaml` on this machine. It understands the\n"
+        "fields below and refuses a template that uses any other, naming the field's path.\n\n"
+        f"| field | here |\n|---|---|\n{rows}\n\n"
+        "When a step fails, no further step is started and those that run are let finish, as Argo\n"
+        "does. An output that a step did not write is a failure.\n"
+    )
+
+
+def _unknown(node: Any, pattern: str = "", place: str = "") -> Iterator[str]:
+    """Paths of the fields that are not in FIELDS."""
+    if pattern in _OPAQUE:
+        return
+    if isinstance(node, dict):
+        for key, value in node.items():
+            below = f"{pattern}.{key}" if pattern else str(key)
+            here = f"{place}.{key}" if place else str(key)
+            if any(f == below or f.startswith((f"{below}.", f"{below}[")) for f in FIELDS):
+                yield from _unknown(value, below, here)
+            else:
+                yield here
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _unknown(value, f"{pattern}[]", f"{place}[{index}]")
+
+
+class _Reader:
+    """Turns a document whose fields are known into a Chain, collecting what does not fit."""
+
+    def __init__(self, path: Path, document: Any) -> None:
+        self.path = path
+        self.spec = document["spec"]
+        self.name: str = document["metadata"]["name"]
+        self.problems: list[str] = []
+        self.templates = {template["name"]: template for template in self.spec["templates"]}
+
+    def chain(self) -> Chain:
+        parameters = _values(self.spec.get("arguments"))
+        tasks = self.templates[self.spec["entrypoint"]]["dag"]["tasks"]
+        ordered = self._ordered({task["name"]: task for task in tasks})
+        steps = tuple(self._step(task, set(parameters)) for task in ordered)
+        if self.problems:
+            raise InputError(f"{self.path}: {problem}" for problem in self.problems)
+        return Chain(self.name, parameters, self.spec.get("parallelism"), steps)
+
+    def _ordered(self, tasks: dict[str, Any]) -> list[Any]:
+        done: dict[str, Any] = {}
+        while ready := [
+            name
+            for name, task in tasks.items()
+            if name not in done and all(other in done for other in task.get("dependencies", []))
+        ]:
+            done |= {name: tasks[name] for name in ready}
+        for name in tasks.keys() - done.keys():
+            self.problems.append(
+                f"{name}: dependencies: name an unknown step or go in a circle; correct them"
+            )
+        return list(done.values())
+
+    def _step(self, task: Any, parameters: set[str]) -> Step:
+        name = task["name"]
+        template = self.templates[task["template"]]
+        container = template["container"]
+        dependencies = tuple(task.get("dependencies", []))
+        arguments = {key: str(value) for key, value in _values(task.get("arguments")).items()}
+        inputs = set(_values(template.get("inputs")))
+        argv = (*container["command"], *container.get("args", []))
+        known = {"workflow.name", *(f"workflow.parameters.{name}" for name in parameters)}
+        for other in dependencies:
+            outputs = self._outputs(self._task_template(other))
+            known |= {f"tasks.{other}.outputs.parameters.{output}" for output in outputs}
+        self._refers(f"{name}: arguments", arguments.values(), known)
+        self._refers(f"{name}: args", argv, {f"inputs.parameters.{key}" for key in inputs})
+        if inputs != set(arguments):
+            odd = ", ".join(sorted(inputs ^ set(arguments)))
+            self.problems.append(f"{name}: inputs and arguments differ in {odd}; give each input")
+        return Step(
+            name=name,
+            image=self._image(name, container["image"]),
+            argv=argv,
+            variables={e["name"]: e["value"] for e in container.get("env", []) if "value" in e},
+            settings=self._settings(name, container.get("env", [])),
+            mounts=self._mounts(name, template),
+            arguments=arguments,
+            outputs=self._outputs(template),
+            dependencies=dependencies,
+            retry=self._retry(name, template.get("retryStrategy")),
+            deadline=template.get("activeDeadlineSeconds"),
+        )
+
+    def _task_template(self, task_name: str) -> Any:
+        tasks = self.templates[self.spec["entrypoint"]]["dag"]["tasks"]
+        (task,) = (task for task in tasks if task["name"] == task_name)
+        return self.templates[task["template"]]
+
+    def _outputs(self, template: Any) -> dict[str, str]:
+        outputs = template.get("outputs", {}).get("parameters", [])
+        return {output["name"]: output["valueFrom"]["path"] for output in outputs}
+
+    def _refers(self, place: str, texts: Any, known: set[str]) -> None:
+        for text in texts:
+            for match in _REFERENCE.finditer(text):
+                if match[1].strip() not in known:
+                    self.problems.append(f"{place}: {match[0]} is not known here; correct it")
+
+    def _image(self, name: str, image: str) -> str:
+        match = re.fullmatch(rf"kuznia/([a-z]+):{re.escape(__version__)}", image)
+        if not match or match[1] not in images():
+            self.problems.append(
+                f"{name}: image: {image!r} is not kuznia/<name>:{__version__}; compile again"
+            )
+        return match[1] if match else image
+
+    def _settings(self, name: str, env: Any) -> dict[str, str]:
+        found = {e["name"]: e["valueFrom"]["configMapKeyRef"] for e in env if "valueFrom" in e}
+        for variable, source in found.items():
+            if source["name"] != "kuznia" or source["key"] not in CONFIG_MAP:
+                self.problems.append(f"{name}: env.{variable}: is not a key of ConfigMap kuznia")
+        return {variable: source["key"] for variable, source in found.items()}
+
+    def _mounts(self, name: str, template: Any) -> dict[str, str]:
+        volumes = {v["name"] for v in template.get("volumes", []) if "emptyDir" in v}
+        mounts = template["container"].get("volumeMounts", [])
+        for mount in mounts:
+            if mount["name"] not in volumes:
+                self.problems.append(f"{name}: volume {mount['name']!r} is missing; add it")
+        return {mount["mountPath"]: mount["name"] for mount in mounts}
+
+    def _retry(self, name: str, strategy: Any) -> Retry:
+        if strategy is None:
+            return Retry()
+        expression = _RETRY.fullmatch(strategy.get("expression", ""))
+        backoff = strategy.get("backoff", {})
+        duration = _DURATION.fullmatch(str(backoff.get("duration", "0")))
+        if not expression or not duration:
+            self.problems.append(
+                f"{name}: retryStrategy: only 'asInt(lastRetry.exitCode) in [<codes>]' and "
+                "durations such as 10s are known; use that form"
+            )
+            return Retry()
+        return Retry(
+            limit=int(strategy["limit"]),
+            codes=frozenset(int(code) for code in expression[1].split(",")),
+            duration=int(duration[1]) * _UNITS[duration[2]],
+            factor=float(backoff.get("factor", 1)),
+        )
+
+
+def _values(arguments: Any) -> dict[str, Any]:
+    """Parameters by name with their value, or None."""
+    return {p["name"]: p.get("value") for p in (arguments or {}).get("parameters", [])}
