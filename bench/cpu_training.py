@@ -39,6 +39,9 @@ LIBRARIES = ("torch", "transformers", "peft", "llamafactory")
 
 def main() -> None:
     """Alternate the two, print the table, and write bench/results/cpu_training.json."""
+    load = round(os.getloadavg()[0], 1)
+    if load > 1:
+        say(f"warning: the machine is busy (load {load}); these figures will mean little")
     with tempfile.TemporaryDirectory() as folder, _home(Path(folder)):
         work = Path(folder) / "train"
         work.mkdir()
@@ -61,7 +64,7 @@ def main() -> None:
             {"settings": "LLaMA-Factory's stock settings", "samples/s": spread(speeds["stock"])},
             {"settings": "ratio", "samples/s": ratio(speeds["ours"], speeds["stock"])},
         ],
-        machine() | {"packages": _versions()},
+        machine() | {"packages": _versions(), "load_before": load},
         f"SmolLM2-135M-Instruct, demo rows, rank {ours['lora_rank']}, batch {batch}; median "
         f"(minimum to maximum) of {ROUNDS} alternating runs of {STEPS} steps, the first left out.",
     )

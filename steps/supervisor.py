@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from kuznia.errors import Preempted
 from kuznia.progress import say
 
 _FAULT = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b")
@@ -59,7 +60,11 @@ def watch(
     """
     reading, writing = os.pipe()
     tail: deque[str] = deque(maxlen=400)
-    with log.open("a", encoding="utf-8") as record, os.fdopen(reading) as events:
+    with (
+        log.open("a", encoding="utf-8") as record,
+        os.fdopen(reading) as events,
+        _passing_on() as stop,
+    ):
         process = subprocess.Popen(
             [*command, str(writing), str(os.getpid())],
             env=os.environ | variables,
@@ -79,26 +84,77 @@ def watch(
         threads.append(threading.Thread(target=_end_group, args=(process,)))
         for thread in threads:
             thread.start()
-        with _passing_on(process) as asked:
-            try:
-                for line in events:
-                    # A process killed while it wrote leaves half a line.
-                    if line.endswith("\n"):
-                        on_event(json.loads(line))
-            finally:
-                if sys.exc_info()[0]:
-                    process.kill()
-                for thread in threads:
-                    thread.join()
-        return Ended(process.returncode, bool(asked), tuple(tail))
+        stop.reaches(process)
+        try:
+            for line in events:
+                # A process killed while it wrote leaves half a line.
+                if line.endswith("\n"):
+                    on_event(json.loads(line))
+        finally:
+            if sys.exc_info()[0]:
+                process.kill()
+            for thread in threads:
+                thread.join()
+        return Ended(process.returncode, bool(stop.asked), tuple(tail))
+
+
+@contextlib.contextmanager
+def stoppable(what: str) -> Iterator[None]:
+    """Outside of `watch`: SIGTERM and SIGINT raise Preempted, since `what` is safe to repeat."""
+
+    def stop(*_: Any) -> None:
+        raise Preempted(f"{what}: stopped; the same command goes on")
+
+    with _handling(stop):
+        yield
+
+
+class _Stop:
+    """The request to stop, passed on to the process once there is one."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._process: subprocess.Popen[str] | None = None
+
+    def reaches(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        if self.asked:
+            process.terminate()
+
+    def hear(self, number: int, _: Any) -> None:
+        self.asked += 1
+        if number == signal.SIGINT and self.asked > 1:
+            raise KeyboardInterrupt
+        if self._process:
+            self._process.terminate()
+
+
+@contextlib.contextmanager
+def _passing_on() -> Iterator[_Stop]:
+    stop = _Stop()
+    with _handling(stop.hear):
+        yield stop
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def _drain(pipe: IO[str], record: IO[str], tail: deque[str]) -> None:
     for line in pipe:
         tail.append(line.rstrip("\n"))
-        record.write(line)
-        record.flush()
-        say(line)
+        # A full disk or a reader that is gone must not stop the draining: the trainer would hang.
+        with contextlib.suppress(OSError):
+            record.write(line)
+            record.flush()
+        with contextlib.suppress(OSError):
+            say(line)
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
@@ -106,22 +162,3 @@ def _end_group(process: subprocess.Popen[str]) -> None:
     process.wait()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _passing_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Ask the process to stop when we are; yields the signals that came."""
-    asked: list[int] = []
-
-    def pass_on(number: int, _: Any) -> None:
-        if number in asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-        process.terminate()
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -18,7 +18,7 @@ from kuznia.errors import DependencyError
 from kuznia.progress import say
 from steps.checkpoints import fetch, keep_last_complete
 from steps.context import Context
-from steps.supervisor import watch
+from steps.supervisor import stoppable, watch
 from steps.trained import publish
 from steps.training import LIBRARIES, Listener, Reports, failure
 
@@ -26,13 +26,8 @@ ROLES = {
     # Not "openai": that converter adds "detailed thinking off" to the system prompt.
     "formatting": "sharegpt",
     "columns": {"messages": "messages"},
-    "tags": {
-        "role_tag": "role",
-        "content_tag": "content",
-        "system_tag": "system",
-        "user_tag": "user",
-        "assistant_tag": "assistant",
-    },
+    "tags": {"role_tag": "role", "content_tag": "content"}
+    | {f"{role}_tag": role for role in ("system", "user", "assistant")},
 }
 """How LLaMA-Factory is to read data-check's rows."""
 
@@ -57,7 +52,11 @@ def run(inputs: TrainInputs, context: Context) -> TrainOutputs:
         }
     )
     context.workdir.mkdir(parents=True, exist_ok=True)
-    with Reports(inputs, context, _parameters(inputs)) as reports, _disk_full(context.workdir):
+    with (
+        stoppable("train"),
+        Reports(inputs, context, _parameters(inputs)) as reports,
+        _disk_full(context.workdir),
+    ):
         outputs = _finished(inputs, context, identity)
         if outputs is None:
             outputs = _train(inputs, context, identity, reports)

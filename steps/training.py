@@ -70,7 +70,7 @@ class Reports:
         self._finished = True
         if self._wandb:
             for path in self._wandb.close(status == FAILED):
-                self._context.put(path, f"{self._prefix}/{path.name}")
+                self._context.put(path, f"{self._prefix}/{path.parent.name}/{path.name}")
             self._wandb = None
         return self._mlflow.close(status)
 

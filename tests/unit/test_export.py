@@ -27,10 +27,10 @@ def case(tmp_path: Path, tiny_base: Path, trained_weights: Path, train_python: P
 
 @pytest.fixture
 def large(tmp_path: Path, tiny_base: Path, trained_weights: Path, train_python: Path) -> Case:
-    """A case whose base has 192 MiB more, so that an export lasts a while."""
+    """A case whose base has 96 MiB more, so that an export lasts a while."""
     base = tmp_path / "large-base"
     shutil.copytree(tiny_base, base)
-    size = 192 * MIB
+    size = 96 * MIB
     entry = {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}
     header = json.dumps({"ballast": entry}).encode()
     with (base / "ballast.safetensors").open("wb") as file:
@@ -187,7 +187,7 @@ def test_refuses_before_any_work_where_there_is_no_room(case: Case) -> None:
 def test_disk_full_in_the_middle_leaves_nothing_behind(large: Case) -> None:
     # Told too small a size, the step begins and finds out as it writes.
     large.inputs["fetch_base"]["base"]["bytes"] = 0
-    done = on_small_disk(large, 100)
+    done = on_small_disk(large, 80)
     assert done.returncode == 3
     assert done.stderr == (
         f"error: {large.folder}/work/export/version: no space left; free some and run the same "

@@ -13,6 +13,7 @@ import random
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -381,6 +382,23 @@ def test_full_with_wandb_while_mlflow_is_down(
     assert str(made.folder) not in config
     history = mlflow_client(database).get_metric_history(outputs.mlflow_run_id, "loss")
     assert [point.step for point in history] == [1, 2, 3]
+
+
+@slow
+def test_sigterm_before_the_first_step_ends_with_75(
+    folder: Path, tiny_base: Path, train_python: Path
+) -> None:
+    made = case(folder / "early", tiny_base, train_python)
+    process = made.start()
+    while not psutil.Process(process.pid).children():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert made.follow(process) == 75
+    assert made.lines[-1] == (
+        "error: stopped after step 0 of 0; the same command goes on from its last checkpoint, "
+        "if any\n"
+    )
 
 
 @slow

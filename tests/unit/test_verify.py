@@ -1,0 +1,139 @@
+"""The verify step as the engine starts it: versions that are what was trained, and some not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kuznia.contracts.steps import Folder
+from kuznia.manifest import manifest_digest, read_manifest, write_manifest
+from tests.fixtures.model_case import Case, make_case, progress_of
+from tests.fixtures.train_case import ROWS
+
+pytestmark = pytest.mark.xdist_group("models")
+
+
+def publish(case: Case, folder: Path, mode: str = "merged") -> Path:
+    """Publish `folder` as the version that export made; returns its place in the store."""
+    digest = write_manifest(folder, "version")
+    key = f"models/acme/support/{digest[:12]}"
+    case.store.put_folder(folder, key)
+    described = Folder(key=key, digest=digest, bytes=read_manifest(folder).bytes)
+    case.inputs["export"] = {
+        "version": digest[:12],
+        "folder": described.model_dump(),
+        "mode": mode,
+        "unchanged_share": 0.0,
+    }
+    place = case.store.local_path(key)
+    assert place is not None
+    return place
+
+
+def version_of(base: Path, weights: Path, target: Path) -> Path:
+    """A folder of the base's tokenizer and `weights`."""
+    target.mkdir()
+    for path in base.iterdir():
+        if path.name not in ("manifest.json", "model.safetensors"):
+            (target / path.name).write_bytes(path.read_bytes())
+    for path in weights.glob("*.safetensors"):
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def verified(case: Case) -> dict[str, Any]:
+    outputs, done = case.run("verify")
+    assert done.returncode == 0, done.stderr
+    said = progress_of(done)
+    assert (said[-1]["done"], said[-1]["total"]) == (5, 5)
+    return outputs
+
+
+def test_passes_what_was_trained(
+    tmp_path: Path, tiny_base: Path, trained_weights: Path, train_python: Path
+) -> None:
+    case = make_case(tmp_path / "case", tiny_base, trained_weights, "plain", train_python)
+    publish(case, version_of(tiny_base, trained_weights / "merged" / "plain", tmp_path / "version"))
+    outputs = verified(case)
+    assert outputs["passed"] is True, outputs["reasons"]
+    assert outputs["template_equal"] == outputs["template_rows"] == len(ROWS)
+    assert outputs["parity_positions"] > 300
+    assert outputs["top1_agreement"] > 0.97
+    assert 0 < outputs["mean_kl"] < outputs["base_mean_kl"] / 5
+    assert outputs["max_kl"] >= outputs["mean_kl"]
+    rows = (trained_weights / "test.jsonl").read_text("utf-8").splitlines()
+    prompts = [json.loads(row)["messages"][0]["content"] for row in rows[:3]]
+    assert [each["prompt"] for each in outputs["smoke"]] == prompts
+    assert all(each["answer"] for each in outputs["smoke"])
+
+
+def test_reports_a_wrong_merge_and_a_wrong_template(
+    tmp_path: Path, tiny_base: Path, trained_weights: Path, train_python: Path
+) -> None:
+    case = make_case(tmp_path / "case", tiny_base, trained_weights, "plain", train_python)
+    version = version_of(tiny_base, trained_weights / "merged" / "rslora", tmp_path / "version")
+    place = version / "chat_template.jinja"
+    place.write_text(place.read_text("utf-8").replace("Hugging Face", "nobody"), "utf-8")
+    publish(case, version)
+    outputs = verified(case)
+    assert outputs["passed"] is False
+    template, parity = outputs["reasons"][:2]
+    # The one row that says its own system prompt is equal under both.
+    assert outputs["template_equal"] == 1
+    assert (
+        f"writes {len(ROWS) - 1} of {len(ROWS)} rows otherwise than they were trained" in template
+    )
+    assert "correct template or default_system of the base in the catalogue" in template
+    assert parity.endswith("allowed are 97%, 0.005 and 0.5")
+    assert outputs["mean_kl"] > 0.005
+
+
+def test_full_weights_and_a_version_that_is_the_base(
+    tmp_path: Path, tiny_base: Path, trained_weights: Path, train_python: Path
+) -> None:
+    case = make_case(
+        tmp_path / "case", tiny_base, trained_weights, "full", train_python, method="full"
+    )
+    publish(case, version_of(tiny_base, tiny_base, tmp_path / "version"))
+    outputs = verified(case)
+    assert outputs["passed"] is False
+    assert outputs["mean_kl"] == pytest.approx(outputs["base_mean_kl"])
+    assert any("it is lost in rounding; train longer" in reason for reason in outputs["reasons"])
+
+
+def test_adapter_version_is_base_and_adapter(
+    tmp_path: Path, tiny_base: Path, trained_weights: Path, train_python: Path
+) -> None:
+    case = make_case(tmp_path / "case", tiny_base, trained_weights, "plain", train_python)
+    version = version_of(tiny_base, trained_weights / "adapters" / "plain", tmp_path / "version")
+    (version / "config.json").unlink()
+    config = (trained_weights / "adapters" / "plain" / "adapter_config.json").read_bytes()
+    (version / "adapter_config.json").write_bytes(config)
+    publish(case, version, "adapter")
+    outputs = verified(case)
+    assert outputs["passed"] is True, outputs["reasons"]
+    assert (outputs["top1_agreement"], outputs["mean_kl"]) == (1.0, 0.0)
+
+
+def test_refuses_a_missing_or_damaged_version(
+    tmp_path: Path, tiny_base: Path, trained_weights: Path, train_python: Path
+) -> None:
+    case = make_case(tmp_path / "case", tiny_base, trained_weights, "plain", train_python)
+    place = publish(
+        case, version_of(tiny_base, trained_weights / "merged" / "plain", tmp_path / "version")
+    )
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    outputs, done = case.run("verify")
+    assert (done.returncode, outputs) == (2, {})
+    assert "model.safetensors: differs from the manifest; do not use it" in done.stderr
+
+    write_manifest(place, "version")
+    assert manifest_digest(place) != case.inputs["export"]["folder"]["digest"]
+    assert "do not use it, run the step that makes it again" in case.run("verify")[1].stderr
+
+    (place / "manifest.json").unlink()
+    assert "is not in the store; run the step that makes it" in case.run("verify")[1].stderr
