@@ -2,8 +2,9 @@
 
 Both train the real base on the demo's rows with the demo's settings (rank, batch, length, seed),
 so many threads as cores, and are timed by the same callback. What differs is what `plan` chooses
-without a GPU: float32 weights and no gradient checkpointing, where LLaMA-Factory's examples have
-bf16 and checkpointing on. Full determinism is on in ours only, as in every run of ours.
+without a GPU: float32 weights, no gradient checkpointing and memory kept between steps, where
+LLaMA-Factory's examples have bf16 and checkpointing on. Full determinism is on in ours only, as in
+every run of ours.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from kuznia.progress import say
 from kuznia.store import open_store
 from steps.context import Context
 from steps.supervisor import watch
-from steps.train import settings_for, variables_for
+from steps.trainer_inputs import settings_for, variables_for
 from workflows.environments import ROOT, python_of, variables_of
 
 DEMO = ROOT / "examples" / "demo"
@@ -48,11 +49,15 @@ def main() -> None:
         inputs = _inputs(Path(folder))
         context = Context(open_store(settings.store_uri()), "", work, settings.cache())
         ours = settings_for(inputs, context, work / "output", None)
-        variables = variables_for(inputs, work) | variables_of("train")
-        arms = {"ours": ours, "stock": _stock(ours, inputs, context)}
+        profile = variables_for(inputs, work)
+        plain = {key: value for key, value in profile.items() if not key.startswith("MALLOC_")}
+        arms = {
+            "ours": (ours, profile),
+            "stock": (_stock(ours, inputs, context), plain),
+        }
         speeds: dict[str, list[float]] = {name: [] for name in arms}
         for turn in range(ROUNDS):
-            for name, arm in arms.items():
+            for name, (arm, variables) in arms.items():
                 speeds[name].append(_speed(arm, variables, work / f"{name}-{turn}"))
                 say(f"{name}: {speeds[name][-1]:.2f} samples/s")
     batch = ours["per_device_train_batch_size"]
@@ -119,9 +124,9 @@ def _speed(arm: dict[str, Any], variables: dict[str, str], folder: Path) -> floa
     )
     events: list[dict[str, Any]] = []
     command = [str(python_of("train")), "-m", "steps.trainer", str(file)]
-    ended = watch(command, variables, folder / "trainer.log", events.append)
+    ended = watch(command, variables | variables_of("train"), folder / "trainer.log", events.append)
     if ended.code:
-        raise KuzniaError(f"the trainer failed: {ended.fault}")
+        raise KuzniaError(f"the trainer ended with {ended.code}: {ended.fault}")
     seconds = [each["seconds"] for each in events if each["event"] == "log"][1:]
     rows = arm["per_device_train_batch_size"] * arm["gradient_accumulation_steps"]
     return float(rows * len(seconds) / sum(seconds))

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from llamafactory.train.tuner import run_exp
 from transformers import TrainerCallback
 
@@ -90,6 +91,8 @@ def main(settings_file: str, descriptor: str, supervisor: str) -> None:
     os.set_inheritable(int(descriptor), False)
     events = os.fdopen(int(descriptor), "w", buffering=1)
     settings = json.loads(Path(settings_file).read_text("utf-8"))
+    # Under full determinism torch fills every new tensor, a guard against reading it unwritten.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     run_exp(settings, callbacks=[Reporter(events)])
 
 

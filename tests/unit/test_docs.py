@@ -85,8 +85,10 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
             if words[0] == "cd":
                 folder = folder / words[1]
             elif words[1] == "serve":
-                log = (folder / "serve.log").open("w")
-                server = subprocess.Popen(words, cwd=folder, env=variables, stdout=log, stderr=log)
+                with (folder / "serve.log").open("w") as log:
+                    server = subprocess.Popen(
+                        words, cwd=folder, env=variables, stdout=log, stderr=log
+                    )
                 _wait_until_it_answers(server, folder / "serve.log")
             else:
                 done = subprocess.run(

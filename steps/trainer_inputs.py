@@ -1,0 +1,91 @@
+"""What a trainer starts from: its settings with their files, and its environment."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kuznia.contracts.steps import TrainInputs
+from steps.context import Context
+
+ROLES = {
+    # Not "openai": that converter adds "detailed thinking off" to the system prompt.
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages"},
+    "tags": {"role_tag": "role", "content_tag": "content"}
+    | {f"{role}_tag": role for role in ("system", "user", "assistant")},
+}
+"""How LLaMA-Factory is to read data-check's rows."""
+
+ON_CPU = {
+    "CUDA_VISIBLE_DEVICES": "",
+    # Memory of large tensors is kept, not given back to the kernel at every step: a third faster.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
+
+
+def settings_for(
+    inputs: TrainInputs, context: Context, output: Path, checkpoint: Path | None
+) -> dict[str, Any]:
+    """LLaMA-Factory's settings: the plan's and the paths; the files they name are made here."""
+    trainer, data = inputs.plan.trainer, context.workdir / "data"
+    data.mkdir(exist_ok=True)
+    rows = data / "train.jsonl"
+    rows.unlink(missing_ok=True)
+    rows.symlink_to(context.file(inputs.data_check.train).resolve())
+    entry = {"train": {"file_name": rows.name, **ROLES}}
+    (data / "dataset_info.json").write_text(json.dumps(entry))
+    packed = trainer.get("packing") or trainer.get("neat_packing")
+    settings = {
+        **trainer,
+        "model_name_or_path": str(_base(inputs, context)),
+        "dataset": "train",
+        "dataset_dir": str(data),
+        "output_dir": str(output),
+        "disable_tqdm": True,
+        # Packed rows carry a mask of row numbers, whose sum is not a number of tokens.
+        "include_num_input_tokens_seen": "all" if packed else "non_padding",
+    }
+    return settings | ({"resume_from_checkpoint": str(checkpoint)} if checkpoint else {})
+
+
+def _base(inputs: TrainInputs, context: Context) -> Path:
+    """The base's folder, or a view of it that is loaded as float32 where the plan says so.
+
+    LLaMA-Factory loads weights in the number format that config.json names, whatever the other
+    settings; the view is that file changed, beside links to all others.
+    """
+    base = context.folder(inputs.fetch_base.base)
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    stored = config.pop("torch_dtype", None) or config.get("dtype")
+    if inputs.plan.hardware.dtype != "float32" or stored == "float32":
+        return base
+    view = context.workdir / "base-float32"
+    shutil.rmtree(view, ignore_errors=True)
+    view.mkdir()
+    for path in base.iterdir():
+        (view / path.name).symlink_to(path.resolve())
+    (view / "config.json").unlink()
+    (view / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
+    return view
+
+
+def variables_for(inputs: TrainInputs, work: Path) -> dict[str, str]:
+    """Environment variables of the trainer."""
+    hardware = inputs.plan.hardware
+    variables = {
+        "OMP_NUM_THREADS": str(hardware.threads),
+        # Waiting threads give way: beside any other busy program, spinning costs a factor of ten.
+        "OMP_WAIT_POLICY": "passive",
+        # The order of sets decides the order of modules, and so of numbers.
+        "PYTHONHASHSEED": str(inputs.plan.spec.seed),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HOME": str(work / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "LLAMAFACTORY_VERBOSITY": "WARNING",
+    }
+    return variables | (ON_CPU if hardware.device == "cpu" else {})
