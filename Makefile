@@ -35,7 +35,7 @@ check: setup ## Format, lint, types, layers, generated files
 	python -m scripts.generate --check
 
 test: setup ## All tests that need no cluster and no GPU
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --durations=15
 
 demo: setup ## Fine-tune, register, document and serve a small model; DATA=file.csv for your own rows
 	kuznia demo $(if $(DATA),--data $(DATA))
