@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from kuznia.manifest import MANIFEST, file_digest, read_manifest, verify_folder
 
 CHUNK = 8 * 2**20
 """Bytes moved at once; also the part size of multipart uploads."""
+
+ABANDONED = 24 * 3600
+"""Seconds after which a half published folder counts as left by a killed process."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -165,6 +169,7 @@ class Store:
 
     def _publish_locally(self, source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
         partial = target.with_name(f".partial-{uuid.uuid4().hex[:8]}-{target.name}")
         try:
             shutil.copytree(source, partial)
@@ -207,6 +212,13 @@ class Store:
 def folder_of(uri: str) -> Path:
     """The folder or file that a file:// URI names; spaces and letters in it may be escaped."""
     return Path(unquote(urlsplit(uri).path))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes killed in the middle of publishing left, a model's size each."""
+    for partial in folder.glob(".partial-*"):
+        if partial.is_dir() and time.time() - partial.stat().st_mtime > ABANDONED:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def open_store(uri: str) -> Store:

@@ -135,6 +135,19 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     assert (copy / "sub" / "config.json").exists()
 
 
+def test_what_a_killed_process_left_is_swept_once_it_is_old(tmp_path: Path, model: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    old, new = (tmp_path / "store" / "models" / f".partial-{name}-v1" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "weights.bin").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    store.put_folder(model, "models/v2")
+    assert not old.exists()
+    assert new.exists()
+    assert store.folders("models") == ["v2"]
+
+
 def test_a_removed_folder_is_gone(store: Store, model: Path) -> None:
     store.put_folder(model, "models/m")
     store.remove_folder("models/m")
