@@ -151,10 +151,9 @@ def test_stopped_and_killed_at_every_step_it_ends_as_if_nothing_had_happened(
     assert train["weights"]["digest"] == result(folder, "undisturbed", "train")["weights"]["digest"]
     curves = []
     for home in ("stopped", "undisturbed"):
-        lines = (
-            folder / home / "store" / result(folder, home, "train")["loss_curve"]["key"]
-        ).open()
-        curves.append([(entry["step"], entry["loss"]) for entry in map(json.loads, lines)])
+        curve = folder / home / "store" / result(folder, home, "train")["loss_curve"]["key"]
+        entries = map(json.loads, curve.read_text("utf-8").splitlines())
+        curves.append([(entry["step"], entry["loss"]) for entry in entries])
     assert curves[0] == curves[1]
     assert [step for step, _ in curves[0]] == list(range(1, len(curves[0]) + 1))
 
