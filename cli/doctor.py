@@ -96,7 +96,8 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _environments() -> Iterator[Finding]:
-    from workflows.environments import environment_folder, images, is_ready, uv_program
+    from kuznia.sources import uv_program
+    from workflows.environments import environment_folder, images, is_ready
 
     try:
         yield Finding("uv", "ok", uv_program())

@@ -12,12 +12,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from kuznia import settings
 from kuznia.errors import DependencyError, InputError
+from kuznia.sources import uv_program
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout: what is on PYTHONPATH in every environment."""
@@ -86,12 +86,3 @@ def _uv(*arguments: str) -> None:
         raise DependencyError(
             f"uv {arguments[0]} failed; check network and disk, run again\n{last}"
         )
-
-
-def uv_program() -> str:
-    """Path of uv; DependencyError if there is none."""
-    beside = Path(sys.executable).with_name("uv")
-    found = str(beside) if beside.exists() else shutil.which("uv")
-    if not found:
-        raise DependencyError("uv is not installed; run `make setup` or `pip install uv`")
-    return found

@@ -199,7 +199,9 @@ def test_a_bucket_that_is_not_there(s3_bucket: str) -> None:
             write("key", b"value")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="there is no /dev/full here; run this test on Linux"
+)
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     store.write("key", b"value")
