@@ -2,11 +2,11 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3.11
-UV_VERSION := 0.13.9
+include images/versions.env
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup environments check test demo generate lock bench clean
+.PHONY: help setup environments check test e2e demo generate lock images bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ check: setup ## Format, lint, types, layers, generated files
 test: setup ## All tests that need no cluster and no GPU
 	pytest -n 2 --dist loadfile --durations=15
 
+e2e: setup ## Tests on the cluster of KUBECONFIG (docs/howto/test-on-a-cluster.md)
+	pytest -m cluster tests/e2e --durations=10
+
 demo: setup ## Fine-tune, register, document and serve a small model; DATA=file.csv for your own rows
 	kuznia demo $(if $(DATA),--data $(DATA))
 
@@ -45,6 +48,9 @@ generate: setup ## Remake every generated file
 
 lock: .tools/bin/uv ## Lock the requirements of all images and of development
 	PATH=$(CURDIR)/.tools/bin:$$PATH scripts/lock
+
+images: setup ## Build the container images; NAMES="train serve" for some, PUSH=registry/path to push
+	python -m scripts.images $(NAMES) $(if $(PUSH),--push $(PUSH)) $(if $(ONCE_FOR),--once-for $(ONCE_FOR))
 
 bench: setup ## Run the benchmarks; tables go to docs/reference/performance.md
 	python -m bench
