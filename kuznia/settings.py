@@ -1,18 +1,30 @@
 """Where this process finds the store, MLflow and its caches; all from the environment.
 
-| variable            | meaning                                   | default                       |
-|---------------------|-------------------------------------------|-------------------------------|
-| KUZNIA_HOME         | state of the local engine                 | .kuznia in the current folder |
-| KUZNIA_CACHE        | environments, base models; safe to delete | ~/.cache/kuznia               |
-| KUZNIA_STORE        | URI of the store                          | <home>/store                  |
-| MLFLOW_TRACKING_URI | MLflow server or database                 | sqlite:///<home>/mlflow.db    |
-| KUZNIA_CATALOGUE    | the catalogue file                        | the one that ships            |
+| variable               | meaning                                | default                       |
+|------------------------|----------------------------------------|-------------------------------|
+| KUZNIA_HOME            | state of the local engine              | .kuznia in the current folder |
+| KUZNIA_CACHE           | environments, models; safe to delete   | ~/.cache/kuznia               |
+| KUZNIA_STORE           | URI of the store                       | <home>/store                  |
+| MLFLOW_TRACKING_URI    | MLflow server or database              | sqlite:///<home>/mlflow.db    |
+| KUZNIA_CATALOGUE       | the catalogue file                     | the one that ships            |
+| KUZNIA_GPU_CLASSES     | GPU classes open here, with commas;    | the GPU that is here          |
+|                        | the first is `hardware: auto`          |                               |
+| KUZNIA_POD_CPU         | cores of a pod that trains             | this machine's                |
+| KUZNIA_POD_MEMORY      | its memory, GiB                        | this machine's                |
+| KUZNIA_POD_DISK        | its disk, GiB                          | what is free here             |
+| KUZNIA_QUEUE           | Kueue's LocalQueue for pods with GPUs  | none                          |
+| KUZNIA_RENDEZVOUS      | host:port where several nodes meet; a  | none                          |
+|                        | Job of `kuznia render job` sets it     |                               |
+| KUZNIA_TERMINATION_LOG | where a step leaves its reason to fail | /dev/termination-log          |
+
+Those of notifications are in docs/howto/get-notified.md.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 
 def home() -> Path:
@@ -34,3 +46,30 @@ def store_uri() -> str:
 def tracking_uri() -> str:
     """Where MLflow keeps runs and the registry of models."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def gpu_classes() -> list[str] | None:
+    """Names of the GPU classes that may be asked for, the default first; None: what is here."""
+    given = os.environ.get("KUZNIA_GPU_CLASSES")
+    return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
+
+
+def pod_size(what: Literal["CPU", "MEMORY", "DISK"]) -> float | None:
+    """Cores or GiB of a pod that trains, where the platform team has said so."""
+    given = os.environ.get(f"KUZNIA_POD_{what}")
+    return float(given) if given else None
+
+
+def queue() -> str:
+    """Kueue's LocalQueue for pods with GPUs; empty for none."""
+    return os.environ.get("KUZNIA_QUEUE", "")
+
+
+def rendezvous() -> str:
+    """Where the trainers of several nodes meet, host:port; empty on a node that trains alone."""
+    return os.environ.get("KUZNIA_RENDEZVOUS", "")
+
+
+def node() -> int:
+    """This node's number among those that train together; Kubernetes numbers a Job's pods."""
+    return int(os.environ.get("JOB_COMPLETION_INDEX") or 0)

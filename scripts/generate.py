@@ -70,8 +70,12 @@ def _commands() -> str:
     from cli.main import main as kuznia
 
     names = kuznia.list_commands(None)  # type: ignore[attr-defined]
+    words = [(name,) for name in names]
+    for name in names:
+        inner = getattr(kuznia.get_command(None, name), "commands", {})  # type: ignore[attr-defined]
+        words += [(name, other) for other in inner]
     pages = [f"```\n{_help()}```"]
-    pages += [f"## kuznia {name}\n\n```\n{_help(name)}```" for name in names]
+    pages += [f"## kuznia {' '.join(word)}\n\n```\n{_help(*word)}```" for word in words]
     return _page("The command", "\n\n".join(pages))
 
 

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kuznia.contracts.base import Contract, canonical_json, digest_of, problems_
 from kuznia.contracts.runspec import parse_run_spec
 from kuznia.errors import InputError, KuzniaError
 from kuznia.store import open_store
+from kuznia.termination import report, report_bugs
 from steps.context import Context
 
 STEPS: dict[str, tuple[type[Contract], type[Contract]]] = {
@@ -45,11 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         outputs = run_step(arguments.name, _inputs(arguments), _workdir(arguments))
     except InputError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        report(error.problems)
         return error.exit_code
     except KuzniaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report([str(error)], retried=True)
         return error.exit_code
     arguments.outputs.parent.mkdir(parents=True, exist_ok=True)
     arguments.outputs.write_bytes(canonical_json(outputs))
@@ -68,7 +69,8 @@ def run_step(name: str, values: dict[str, Any], workdir: Path) -> Contract:
         raise InputError(problems_of(error, f"{name} inputs")) from None
     store = open_store(settings.store_uri())
     context = Context(store, settings.tracking_uri(), workdir, settings.cache())
-    key = f"{_prefix(inputs)}/{name}/result.json"
+    folder = f"{_prefix(inputs)}/{name}"
+    key = f"{folder}/result.json"
     digest = digest_of(
         {"step": name, "kuznia": __version__, "inputs": inputs.model_dump(mode="json")}
     )
@@ -76,13 +78,19 @@ def run_step(name: str, values: dict[str, Any], workdir: Path) -> Contract:
         finished = json.loads(store.read(key))
     except FileNotFoundError:
         finished = {}
+        # Only the first attempt leaves its time: until then the step was queueing.
+        store.create(f"{folder}/started.json", canonical_json({"at": time.time()}))
     if finished.get("inputs_digest") == digest:
         print(f"{name}: already done, nothing to repeat", flush=True)
         return result.model_validate(finished["outputs"])
     workdir.mkdir(parents=True, exist_ok=True)
     module = importlib.import_module(f"steps.{name.replace('-', '_')}")
     outputs: Contract = module.run(inputs, context)
-    record = {"inputs_digest": digest, "outputs": outputs.model_dump(mode="json")}
+    record = {
+        "inputs_digest": digest,
+        "outputs": outputs.model_dump(mode="json"),
+        "finished": time.time(),
+    }
     store.write(key, canonical_json(record))
     return outputs
 
@@ -100,7 +108,8 @@ def _inputs(arguments: argparse.Namespace) -> dict[str, Any]:
         values = json.loads(arguments.inputs.read_text("utf-8"))
     for pair in arguments.input:
         name, _, text = pair.partition("=")
-        values[name.replace("-", "_")] = json.loads(text)
+        whole = Path(text[1:]).read_text("utf-8") if text.startswith("@") else text
+        values[name.replace("-", "_")] = json.loads(whole)
     for pair in arguments.text:
         name, _, text = pair.partition("=")
         values[name.replace("-", "_")] = text
@@ -121,7 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", choices=STEPS, help="the step")
     parser.add_argument("--inputs", type=Path, help="JSON file with all inputs")
     parser.add_argument(
-        "--input", action="append", default=[], metavar="NAME=JSON", help="one input, as JSON"
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="one input, as JSON or as @ and the path of a file with JSON",
     )
     parser.add_argument(
         "--text", action="append", default=[], metavar="NAME=TEXT", help="one input, as text"
@@ -132,4 +145,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    report_bugs()
     sys.exit(main())

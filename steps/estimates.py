@@ -24,6 +24,9 @@ GPU_UTILISATION = 0.35
 GPU_STEP_SECONDS = 0.15
 """A step on a GPU takes at least this: launching the kernels of a small model costs more than
 running them. An assumption."""
+PARALLEL_EFFICIENCY = 0.9
+"""Share of their added speed that GPUs reach which share a batch: after every step they wait for
+the slowest and add up gradients. An assumption for one node; between nodes the network decides."""
 QLORA_SLOWDOWN = 1.5
 """4-bit weights are unpacked at every use. An assumption within what is published (1.3 to 1.7)."""
 FLOP_PER_PARAMETER = {"lora": 4, "qlora": 4, "full": 6}

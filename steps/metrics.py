@@ -16,7 +16,7 @@ which must not lie below -margin. Any rule refuted: hold. All shown: promote (ea
 so testing several needs no correction). Else not enough evidence, and the reason says about how
 many rows would settle it if the scores stayed as they are (interval width taken to shrink with
 the square root of the rows). Without a gate: hold if a metric is below the base with its whole
-interval, else promote.
+interval, promote if one is above it with its whole interval, else not enough evidence.
 """
 
 from __future__ import annotations
@@ -121,6 +121,9 @@ def judge(
             findings.append(_not_worse(name, found, rule, rows))
     if not gate:
         findings = [_not_below_base(name, found) for name, found in metrics.items()]
+        if not any(found.low > 0 for found in metrics.values()):
+            why = "no metric is shown to be better than the base; add test rows, or set a gate"
+            findings.append(("not enough evidence", why))
     verdicts = [verdict for verdict, _ in findings]
     reasons = tuple(reason for _, reason in findings)
     for verdict in ("hold", "not enough evidence"):

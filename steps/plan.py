@@ -13,39 +13,54 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from kuznia import machine
 from kuznia.contracts.catalogue import BaseModelEntry, Catalogue, load_catalogue
 from kuznia.contracts.runspec import RunSpec, parse_run_spec
 from kuznia.contracts.steps import Estimate, Hardware, PlanInputs, PlanOutputs
 from kuznia.errors import InputError
+from kuznia.settings import rendezvous
 from kuznia.sources import data_file, name_of
 from steps.context import Context
 from steps.estimates import Survey, Training, survey
-from steps.placement import Place, place_of
-from steps.trainer_settings import save_steps, settings_of, steps_of, value_problems
+from steps.placement import Place, cores, disk_gib, place_of, pod_of
+from steps.trainer_settings import (
+    fit,
+    save_steps,
+    settings_of,
+    share_batch,
+    steps_of,
+    value_problems,
+)
 
 _SPEC = "config"
-_ROOM = 0.9
-"""Share of the memory that an estimate may fill before the plan starts to save memory."""
 
 
 def run(inputs: PlanInputs, context: Context) -> PlanOutputs:
     spec = parse_run_spec(inputs.config, _SPEC)
-    base, place, rows = _resolve(spec, load_catalogue(), context)
+    catalogue = load_catalogue()
+    base, place, rows = _resolve(spec, catalogue, context)
     settings, defaults = settings_of(spec, base, place.device)
     if problems := value_problems(settings, base, _SPEC):
         raise InputError(problems)
-    settings, training, saved = _fit(spec, base, place, rows, settings)
-    settings.setdefault("save_steps", save_steps(steps_of(rows.rows, settings)))
-    estimate = _estimate(spec, place, rows, settings, training, context)
+    gpus = spec.gpus if place.device == "cuda" else 0
+    processes = max(gpus, 1) * spec.nodes
+    settings, shared = share_batch(settings, processes)
+    settings, training, saved = fit(spec, base, place, rows, settings)
+    steps = steps_of(rows.rows, settings, processes)
+    settings.setdefault("save_steps", save_steps(steps))
+    if processes > 1:
+        saved.append(shared)
+        place = place.times(processes)
+    estimate = _estimate(place, rows, steps, settings["num_train_epochs"], training, context)
     if problems := list(_room_problems(spec, place, estimate)):
         raise InputError(problems)
     reasons = (*_reasons(spec, place, settings), *saved, f"not set, so: {', '.join(defaults)}")
     hardware = Hardware(
         device=place.device,
         gpu_class=place.gpu_class,
-        gpus=int(place.device == "cuda"),
-        threads=machine.cores(),
+        gpus=gpus,
+        processes=max(gpus, 1),
+        nodes=spec.nodes,
+        threads=cores(),
         dtype="float32" if place.device == "cpu" else "bfloat16",
         gradient_checkpointing=not settings["disable_gradient_checkpointing"],
         packing=bool(settings["packing"] or settings.get("neat_packing")),
@@ -58,6 +73,7 @@ def run(inputs: PlanInputs, context: Context) -> PlanOutputs:
         spec=spec,
         base=base,
         hardware=hardware,
+        pod=pod_of(place, catalogue, spec.gpus),
         estimate=estimate,
         trainer=settings,
     )
@@ -68,6 +84,11 @@ def _resolve(
 ) -> tuple[BaseModelEntry, Place, Survey]:
     """What the spec names; InputError with everything that there is not."""
     problems: list[str] = []
+    if spec.nodes > 1 and not rendezvous():
+        problems.append(
+            f"{_SPEC}: nodes: {spec.nodes} nodes train together only in a Job of their own; set "
+            "nodes: 1, or print that Job with `kuznia render job`"
+        )
     base = place = rows = None
     try:
         base = catalogue.base(spec.base, _SPEC)
@@ -94,51 +115,10 @@ def _resolve(
     return base, place, rows
 
 
-def _fit(
-    spec: RunSpec, base: BaseModelEntry, place: Place, rows: Survey, settings: dict[str, Any]
-) -> tuple[dict[str, Any], Training, list[str]]:
-    """Save memory, where the person left the choice to us, until the estimate fits."""
-    settings, saved = dict(settings), []
-    training = Training(
-        base=base,
-        method=spec.method,
-        device=place.device,
-        lora_rank=settings.get("lora_rank", 0),
-        batch=settings["per_device_train_batch_size"],
-        length=min(settings["cutoff_len"], rows.longest or settings["cutoff_len"]),
-        checkpointing=not settings["disable_gradient_checkpointing"],
-    )
-    room = _ROOM * place.memory_gib
-    if training.memory_gib > room and "disable_gradient_checkpointing" not in spec.llamafactory:
-        saved.append(
-            f"gradient checkpointing: without it about {training.memory_gib:.1f} GiB of "
-            f"{place.memory_gib:.1f} GiB memory would be needed"
-        )
-        training = replace(training, checkpointing=True)
-        settings["disable_gradient_checkpointing"] = False
-    while (
-        training.memory_gib > room
-        and training.batch > 1
-        and "per_device_train_batch_size" not in spec.llamafactory
-    ):
-        training = replace(training, batch=training.batch // 2)
-        settings["per_device_train_batch_size"] = training.batch
-        settings["gradient_accumulation_steps"] *= 2
-    if training.batch < 8 and settings["gradient_accumulation_steps"] > 1:
-        saved.append(f"batches of {training.batch}, gradients added up, to fit the memory")
-    return settings, training, saved
-
-
 def _estimate(
-    spec: RunSpec,
-    place: Place,
-    rows: Survey,
-    settings: dict[str, Any],
-    training: Training,
-    context: Context,
+    place: Place, rows: Survey, steps: int, epochs: float, training: Training, context: Context
 ) -> Estimate:
-    steps = steps_of(rows.rows, settings)
-    tokens = int(rows.tokens * settings["num_train_epochs"])
+    tokens = int(rows.tokens * epochs)
     seconds = training.seconds(tokens, steps, place.flops)
     disk = context.store.local_path("") or context.workdir
     return Estimate(
@@ -148,7 +128,7 @@ def _estimate(
         memory_gib=round(training.memory_gib, 2),
         memory_available_gib=round(place.memory_gib, 2),
         disk_gib=round(training.disk_gib, 2),
-        disk_available_gib=round(machine.free_disk_gib(disk), 2),
+        disk_available_gib=round(disk_gib(disk), 2),
         cost=round(seconds / 3600 * place.price_per_hour, 2),
         flop=training.flop(tokens),
         basis=f"{training.flop(tokens):.2e} FLOP at {place.flops:.2e} FLOP/s; {steps} steps",
@@ -174,7 +154,7 @@ def _reasons(spec: RunSpec, place: Place, settings: dict[str, Any]) -> Iterator[
     yield f"{place.gpu_class or place.device}: {place.why}"
     if place.device == "cpu":
         yield "float32: CPU cores compute bfloat16 several times slower"
-        yield f"{machine.cores()} threads: one for each core"
+        yield f"{cores()} threads: one for each core"
     else:
         yield "bfloat16: half the memory of float32 at full speed"
     given = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -19,7 +20,15 @@ from typing import IO, Any
 from kuznia.errors import Preempted
 from kuznia.progress import say
 
-_FAULT = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b")
+_FAULT = re.compile(
+    r"^(?:\[rank\d+\]: )?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b"
+)
+_PEER_LOST = re.compile(
+    r"Connection (?:closed|reset) by peer|Connection refused|\bDist\w+Error|ncclRemoteError"
+    r"|Timed out waiting|DependencyError"
+)
+"""What a trainer says when another one that trains with it, or the way to it, is gone."""
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,19 @@ class Ended:
 
     @property
     def fault(self) -> str:
-        """The line that names the error, or its last words."""
+        """The line that names the error, or its last words.
+
+        Of several trainers the one that failed by itself is heard, not those that it left alone.
+        """
         faults = [line for line in self.tail if _FAULT.match(line)]
+        faults.sort(key=lambda line: not _PEER_LOST.search(line))
         said = [line for line in self.tail if line.strip()]
         return (faults or said or ["it said nothing"])[-1].strip()
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether all that went wrong here is that a trainer elsewhere was lost."""
+        return bool(_PEER_LOST.search(self.fault))
 
     def says(self, *words: str) -> bool:
         """Whether any of the words is in its last lines."""
@@ -96,6 +114,13 @@ def watch(
             for thread in threads:
                 thread.join()
         return Ended(process.returncode, bool(stop.asked), tuple(tail))
+
+
+def end_with(supervisor: int) -> None:
+    """Have the kernel kill this process when its parent, the supervisor, dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        sys.exit("the supervisor is gone")
 
 
 @contextlib.contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ from kuznia.contracts.base import canonical_json, digest_of
 from kuznia.contracts.steps import TrainInputs, TrainOutputs
 from kuznia.errors import DependencyError
 from kuznia.progress import say
+from kuznia.settings import node
 from steps.checkpoints import fetch, keep_last_complete
 from steps.context import Context
+from steps.faults import failure
 from steps.supervisor import stoppable, watch
 from steps.trained import publish
-from steps.trainer_inputs import settings_for, variables_for
-from steps.training import LIBRARIES, Listener, Reports, failure
+from steps.trainer_inputs import command_for, settings_for, variables_for
+from steps.training import LIBRARIES, Listener, Reports
+
+FOLLOW_SECONDS = 900
+"""How long other nodes wait for the first one to publish; it meets them again if they gave up."""
 
 
 def run(inputs: TrainInputs, context: Context) -> TrainOutputs:
@@ -44,6 +49,9 @@ def run(inputs: TrainInputs, context: Context) -> TrainOutputs:
         }
     )
     context.workdir.mkdir(parents=True, exist_ok=True)
+    if inputs.plan.hardware.nodes > 1 and node():
+        with stoppable("train"), _disk_full(context.workdir):
+            return _follow(inputs, context, identity)
     with (
         stoppable("train"),
         Reports(inputs, context, _parameters(inputs)) as reports,
@@ -69,8 +77,43 @@ def _finished(inputs: TrainInputs, context: Context, identity: str) -> TrainOutp
 
 
 def _train(inputs: TrainInputs, context: Context, identity: str, reports: Reports) -> TrainOutputs:
-    prefix, work = f"{inputs.plan.prefix}/train", context.workdir
-    checkpoints = f"{prefix}/checkpoints/{identity[:12]}"
+    prefix = f"{inputs.plan.prefix}/train"
+    output = _weights(inputs, context, identity, reports.log)
+    outputs = publish(inputs, context, output, _rows(inputs))
+    record = {"identity": identity, "outputs": outputs.model_dump(mode="json")}
+    context.store.write(f"{prefix}/finished.json", canonical_json(record))
+    context.store.remove_folder(f"{prefix}/checkpoints")
+    shutil.rmtree(output)
+    return outputs
+
+
+def _follow(inputs: TrainInputs, context: Context, identity: str) -> TrainOutputs:
+    """On every node but the first: train along, then take the result that the first one makes."""
+    if _finished(inputs, context, identity) is None:
+        shutil.rmtree(_weights(inputs, context, identity, lambda _: None))
+    for _ in range(FOLLOW_SECONDS):
+        finished = _finished(inputs, context, identity)
+        with suppress(FileNotFoundError):
+            result = json.loads(context.store.read(f"{inputs.plan.prefix}/train/result.json"))
+            outputs = TrainOutputs.model_validate(result["outputs"])
+            if finished and outputs.weights == finished.weights:
+                return outputs
+        time.sleep(1)
+    raise DependencyError(
+        f"train: the first node has not finished {FOLLOW_SECONDS} s after this one; see its log, "
+        "run again to train along with it"
+    )
+
+
+def _weights(
+    inputs: TrainInputs,
+    context: Context,
+    identity: str,
+    report: Callable[[dict[str, Any]], None],
+) -> Path:
+    """Train, from the last whole checkpoint if there is one; returns the trainer's output."""
+    work = context.workdir
+    checkpoints = f"{inputs.plan.prefix}/train/checkpoints/{identity[:12]}"
     output = work / f"output-{identity[:12]}"
     checkpoint = keep_last_complete(output)
     if checkpoint is None:
@@ -79,20 +122,15 @@ def _train(inputs: TrainInputs, context: Context, identity: str, reports: Report
     settings = work / "settings.json"
     settings.write_text(json.dumps(settings_for(inputs, context, output, checkpoint), indent=2))
     log = work / "trainer.log"
-    listener = Listener(_rows(inputs), reports.log, context.store, checkpoints)
+    listener = Listener(_rows(inputs), report, context.store, checkpoints)
     try:
-        command = [sys.executable, "-m", "steps.trainer", str(settings)]
+        command = command_for(inputs, settings)
         ended = watch(command, variables_for(inputs, work), log, listener.hear)
     finally:
         listener.close()
     if ended.code:
         raise failure(ended, listener, inputs, log)
-    outputs = publish(inputs, context, output, _rows(inputs))
-    record = {"identity": identity, "outputs": outputs.model_dump(mode="json")}
-    context.store.write(f"{prefix}/finished.json", canonical_json(record))
-    context.store.remove_folder(f"{prefix}/checkpoints")
-    shutil.rmtree(output)
-    return outputs
+    return output
 
 
 def _rows(inputs: TrainInputs) -> int:

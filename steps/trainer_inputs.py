@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from kuznia.contracts.steps import TrainInputs
+from kuznia.errors import InputError
+from kuznia.settings import node, rendezvous
 from steps.context import Context
+from steps.placement import visible_gpus
 
 ROLES = {
     # Not "openai": that converter adds "detailed thinking off" to the system prompt.
@@ -77,7 +81,7 @@ def variables_for(inputs: TrainInputs, work: Path) -> dict[str, str]:
     """Environment variables of the trainer."""
     hardware = inputs.plan.hardware
     variables = {
-        "OMP_NUM_THREADS": str(hardware.threads),
+        "OMP_NUM_THREADS": str(max(1, hardware.threads // hardware.processes)),
         # Waiting threads give way: beside any other busy program, spinning costs a factor of ten.
         "OMP_WAIT_POLICY": "passive",
         # The order of sets decides the order of modules, and so of numbers.
@@ -88,4 +92,35 @@ def variables_for(inputs: TrainInputs, work: Path) -> dict[str, str]:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "LLAMAFACTORY_VERBOSITY": "WARNING",
     }
-    return variables | (ON_CPU if hardware.device == "cpu" else {})
+    return variables | (ON_CPU if hardware.device == "cpu" else _first_gpus(hardware.gpus))
+
+
+def _first_gpus(gpus: int) -> dict[str, str]:
+    """Hides all GPUs but the first ones, where there are more; InputError where there are fewer."""
+    here = visible_gpus()
+    if here and len(here) < gpus:
+        raise InputError(
+            f"config: gpus: {gpus} is more than are open here ({', '.join(here)}); set gpus: "
+            f"{len(here)}, or open more by CUDA_VISIBLE_DEVICES"
+        )
+    return {"CUDA_VISIBLE_DEVICES": ",".join(here[:gpus])} if len(here) > gpus else {}
+
+
+def command_for(inputs: TrainInputs, settings: Path) -> list[str]:
+    """What starts the trainer: itself, or torchrun where several processes train as one."""
+    hardware = inputs.plan.hardware
+    alone = hardware.processes * hardware.nodes == 1
+    words = [sys.executable, "-m", "steps.trainer" if alone else "steps.launcher"]
+    if not alone:
+        words.append(f"--nproc-per-node={hardware.processes}")
+        words += _meeting(inputs) if hardware.nodes > 1 else ["--standalone"]
+    return [*words, str(settings)]
+
+
+def _meeting(inputs: TrainInputs) -> list[str]:
+    """torchrun's words for a node that meets others at the first one."""
+    return [
+        *(f"--nnodes={inputs.plan.hardware.nodes}", f"--node-rank={node()}"),
+        *("--rdzv-backend=static", f"--rdzv-endpoint={rendezvous()}"),
+        f"--rdzv-id={inputs.plan.run}",
+    ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from kuznia.contracts.catalogue import BaseModelEntry
 from kuznia.contracts.runspec import RunSpec
+from steps.estimates import Survey, Training
+from steps.placement import Place
 
 _POSITIVE = (
     "cutoff_len",
@@ -17,8 +20,14 @@ _POSITIVE = (
     "lora_rank",
     "save_steps",
 )
+_ALIKE_AFTER_RESUME = {"ddp_find_unused_parameters": True, "use_reentrant_gc": False}
+"""Else torch regroups gradients after the first step of an attempt, and more than two processes add
+them up in another order from there: a resumed run would differ in its last digits. Looking for
+unused parameters keeps the groups; checkpoints of activations allow that where not re-entrant."""
 _CHECKPOINTS = 10
 """About how many checkpoints a run makes: what a kill costs is a tenth of the run at most."""
+_ROOM = 0.9
+"""Share of the memory that an estimate may fill before a plan starts to save memory."""
 
 
 def settings_of(
@@ -75,11 +84,72 @@ def value_problems(settings: dict[str, Any], base: BaseModelEntry, place: str) -
     return problems
 
 
-def steps_of(rows: int, settings: dict[str, Any]) -> int:
-    """Optimizer steps of a run over that many rows."""
+def fit(
+    spec: RunSpec, base: BaseModelEntry, place: Place, rows: Survey, settings: dict[str, Any]
+) -> tuple[dict[str, Any], Training, list[str]]:
+    """Save memory, where the person left the choice to us, until the estimate fits.
+
+    Returns the settings, what they come to, and a sentence for each thing that was changed.
+    """
+    settings, saved = dict(settings), []
+    batch = settings["per_device_train_batch_size"]
+    training = Training(
+        base=base,
+        method=spec.method,
+        device=place.device,
+        lora_rank=settings.get("lora_rank", 0),
+        batch=batch,
+        length=min(settings["cutoff_len"], rows.longest or settings["cutoff_len"]),
+        checkpointing=not settings["disable_gradient_checkpointing"],
+    )
+    room = _ROOM * place.memory_gib
+    if training.memory_gib > room and "disable_gradient_checkpointing" not in spec.llamafactory:
+        saved.append(
+            f"gradient checkpointing: without it about {training.memory_gib:.1f} GiB of "
+            f"{place.memory_gib:.1f} GiB memory would be needed"
+        )
+        training = replace(training, checkpointing=True)
+        settings["disable_gradient_checkpointing"] = False
+    while (
+        training.memory_gib > room
+        and training.batch > 1
+        and "per_device_train_batch_size" not in spec.llamafactory
+    ):
+        training = replace(training, batch=training.batch // 2)
+        settings["per_device_train_batch_size"] = training.batch
+        settings["gradient_accumulation_steps"] *= 2
+    if training.batch < batch:
+        saved.append(f"batches of {training.batch}, gradients added up, to fit the memory")
+    return settings, training, saved
+
+
+def share_batch(settings: dict[str, Any], processes: int) -> tuple[dict[str, Any], str]:
+    """Settings with which `processes` together take the rows that one would take for a step.
+
+    Sums over several batches are shared out first, then the batch. Returns the settings for each
+    process, and how it came out in a sentence.
+    """
+    batch, sums = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
+    if processes > 1:
+        settings = _ALIKE_AFTER_RESUME | settings
+    shares = math.gcd(sums, processes)
+    each, summed = math.ceil(batch / (processes // shares)), sums // shares
+    rows = each * summed * processes
+    how = f"{processes} processes share the {batch * sums} rows of a step, {each * summed} each"
+    if rows != batch * sums:
+        how += (
+            f": {rows} rows in all, more than one process would take; for equal results choose "
+            f"per_device_train_batch_size so that {processes} divides it"
+        )
+    changed = {"per_device_train_batch_size": each, "gradient_accumulation_steps": summed}
+    return settings | changed, how
+
+
+def steps_of(rows: int, settings: dict[str, Any], processes: int = 1) -> int:
+    """Optimizer steps of a run over that many rows, which `processes` share."""
     if settings.get("max_steps", -1) > 0:
         return int(settings["max_steps"])
-    batches = math.ceil(rows / settings["per_device_train_batch_size"])
+    batches = math.ceil(rows / settings["per_device_train_batch_size"] / processes)
     an_epoch: int = math.ceil(batches / settings["gradient_accumulation_steps"])
     epochs = float(settings["num_train_epochs"])
     return math.ceil(an_epoch * epochs)

@@ -1,52 +1,35 @@
 """The chain as an Argo WorkflowTemplate: which step runs in which image, with how much.
 
 What a step needs is not said here: its inputs contract names the steps it reads from, and that
-is the order. `python -m workflows.compile` writes the YAML that Argo and the local engine run.
+is the order. How a pod is confined and retried is in `workflows/pods.py`.
+`python -m workflows.compile` writes the YAML that Argo and the local engine run.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
 
-from hera.workflows import (
-    DAG,
-    ConfigMapEnv,
-    Container,
-    EmptyDirVolume,
-    Parameter,
-    Resources,
-    RetryStrategy,
-    Task,
-    WorkflowTemplate,
-)
-from hera.workflows.models import Backoff, IntOrString, ValueFrom
+from hera.workflows import DAG, Container, Parameter, Task, WorkflowTemplate
+from hera.workflows.models import ExecutorConfig, PodGC, TTLStrategy
 
 from kuznia import __version__
 from steps.__main__ import STEPS
+from workflows.metrics import run_metrics
+from workflows.pods import OUTPUTS, Needs, container, pod_security
 
-
-class Needs(NamedTuple):
-    """Image of a step and what its pod asks for."""
-
-    image: str
-    cpu: int
-    memory: str
-    disk: str
-    hours: int
-    """An attempt that runs longer is stopped."""
-
-
+DAY = 24 * 3600
 CHAIN = {
-    "plan": Needs("platform", 1, "1Gi", "1Gi", hours=1),
-    "data-check": Needs("platform", 1, "2Gi", "10Gi", hours=2),
-    "fetch-base": Needs("serve", 2, "8Gi", "100Gi", hours=6),
-    "train": Needs("train", 4, "16Gi", "100Gi", hours=168),
-    "evaluate": Needs("train", 4, "16Gi", "50Gi", hours=24),
-    "export": Needs("train", 2, "16Gi", "100Gi", hours=6),
-    "verify": Needs("train", 4, "16Gi", "50Gi", hours=6),
-    "register": Needs("platform", 1, "1Gi", "1Gi", hours=1),
-    "model-card": Needs("platform", 1, "1Gi", "1Gi", hours=1),
+    "plan": Needs("platform", "kuznia-data", 1, "1Gi", "2Gi", hours=1),
+    "data-check": Needs("platform", "kuznia-data", 1, "2Gi", "10Gi", hours=2),
+    "fetch-base": Needs("serve", "kuznia-model", 2, "8Gi", "100Gi", hours=6),
+    "train": Needs("train", "kuznia-model", 4, "16Gi", "100Gi", 168, hardware=True, retries=20),
+    "evaluate": Needs("train", "kuznia-model", 4, "16Gi", "50Gi", 24, hardware=True, retries=10),
+    "export": Needs("train", "kuznia-model", 2, "16Gi", "100Gi", hours=6),
+    "verify": Needs("train", "kuznia-model", 4, "16Gi", "50Gi", 6, hardware=True, retries=10),
+    "register": Needs("platform", "kuznia-registry", 1, "1Gi", "1Gi", hours=1),
+    "model-card": Needs("platform", "kuznia-registry", 1, "1Gi", "1Gi", hours=1),
 }
+NOTIFY = Needs("platform", "kuznia-notify", 1, "512Mi", "1Gi", hours=1)
 NAME = f"kuznia-finetune-{__version__.replace('.', '-')}"
 OTHER_SOURCES = {"registration": "register"}
 """Inputs that are not named after the step they come from."""
@@ -54,17 +37,33 @@ OTHER_SOURCES = {"registration": "register"}
 
 def build() -> WorkflowTemplate:
     """The template; `config` is the only parameter without a default."""
-    parameters = [Parameter(name="config"), Parameter(name="run", value="{{workflow.name}}")]
     with WorkflowTemplate(
-        name=NAME, entrypoint="chain", arguments=parameters, parallelism=2
+        name=NAME,
+        entrypoint="chain",
+        on_exit="notify",
+        arguments=[Parameter(name="config"), Parameter(name="run", value="{{workflow.name}}")],
+        parallelism=2,
+        active_deadline_seconds=14 * DAY,
+        ttl_strategy=TTLStrategy(seconds_after_completion=30 * DAY),
+        # Pods are kept a while for their logs; they hold no resources once they have ended.
+        pod_gc=PodGC(strategy="OnWorkflowCompletion", delete_delay_duration="1h"),
+        security_context=pod_security(),
+        service_account_name="kuznia-data",
+        automount_service_account_token=False,
+        executor=ExecutorConfig(service_account_name="kuznia-executor"),
+        # Time for a checkpoint after SIGTERM; no variables named after the namespace's Services.
+        pod_spec_patch=json.dumps(
+            {"terminationGracePeriodSeconds": 120, "enableServiceLinks": False}
+        ),
     ) as template:
-        containers = {name: _container(name, needs) for name, needs in CHAIN.items()}
+        containers = {name: _step(name, needs) for name, needs in CHAIN.items()}
+        _notify()
         with DAG(name="chain"):
-            for name, container in containers.items():
+            for name, step in containers.items():
                 sources = {field: source_of(field) for field in fields_of(name)}
                 Task(
                     name=name,
-                    template=container,
+                    template=step,
                     dependencies=[source for source in sources.values() if source in CHAIN] or None,
                     arguments=[
                         Parameter(name=field, value=_reference(source))
@@ -94,34 +93,30 @@ def _reference(source: str) -> str:
     return f"{{{{workflow.parameters.{source}}}}}"
 
 
-def _container(name: str, needs: Needs) -> Container:
+def _step(name: str, needs: Needs) -> Container:
     arguments = [name]
     for field, is_text in fields_of(name).items():
         option = "--text" if is_text else "--input"
         arguments += [option, f"{field}={{{{inputs.parameters.{field}}}}}"]
-    outputs = "/kuznia/out/outputs.json"
-    return Container(
-        name=name,
-        image=f"kuznia/{needs.image}:{__version__}",
-        command=["python", "-m", "steps"],
-        args=[*arguments, "--outputs", outputs, "--workdir", "/kuznia/work"],
-        env=[
-            ConfigMapEnv(name=variable, config_map_name="kuznia", config_map_key=variable)
-            for variable in ("KUZNIA_STORE", "MLFLOW_TRACKING_URI")
-        ],
-        inputs=[Parameter(name=field) for field in fields_of(name)],
-        outputs=[Parameter(name="outputs", value_from=ValueFrom(path=outputs))],
-        volumes=[
-            EmptyDirVolume(name="out", mount_path="/kuznia/out"),
-            EmptyDirVolume(name="work", mount_path="/kuznia/work"),
-        ],
-        resources=Resources(
-            cpu_request=needs.cpu, memory_request=needs.memory, ephemeral_request=needs.disk
-        ),
-        active_deadline_seconds=needs.hours * 3600,
-        retry_strategy=RetryStrategy(
-            limit=3,
-            expression="asInt(lastRetry.exitCode) in [3, 75]",
-            backoff=Backoff(duration="10s", factor=IntOrString(2)),
-        ),
-    )
+    arguments += ["--outputs", OUTPUTS, "--workdir", "/kuznia/work"]
+    return container(name, needs, "steps", arguments, list(fields_of(name)))
+
+
+def _notify() -> Container:
+    """The exit handler: whatever the end, say it once, with the reason, and count it."""
+    facts = {
+        "run": "workflow.parameters.run",
+        "workflow": "workflow.name",
+        "uid": "workflow.uid",
+        "namespace": "workflow.namespace",
+        "config": "workflow.parameters.config",
+        "status": "workflow.status",
+        "failures": "workflow.failures",
+        "seconds": "workflow.duration",
+        "attempt": "retries",
+    }
+    arguments = [f"--{name}={{{{{fact}}}}}" for name, fact in facts.items()]
+    arguments += [f"--retries={NOTIFY.retries}"]
+    step = container("notify", NOTIFY, "steps.notify", [*arguments, "--outputs", OUTPUTS], [])
+    step.metrics = run_metrics()
+    return step

@@ -146,18 +146,15 @@ def _variables(step: Step) -> dict[str, str]:
     """The program's environment: ours, the image's and the template's, all paths absolute."""
     store, tracking = settings.store_uri(), settings.tracking_uri()
     database = tracking.removeprefix("sqlite:///")
-    config_map = {
-        "KUZNIA_STORE": store if "://" in store else str(Path(store).resolve()),
-        "MLFLOW_TRACKING_URI": tracking
-        if database == tracking
-        else f"sqlite:///{Path(database).resolve()}",
-    }
     return {
         **os.environ,
         **variables_of(step.image),
         "KUZNIA_HOME": str(settings.home()),
         "KUZNIA_CACHE": str(settings.cache()),
         "KUZNIA_CATALOGUE": str(catalogue_path().resolve()),
+        "KUZNIA_STORE": store if "://" in store else str(Path(store).resolve()),
+        "MLFLOW_TRACKING_URI": tracking
+        if database == tracking
+        else f"sqlite:///{Path(database).resolve()}",
         **step.variables,
-        **{variable: config_map[key] for variable, key in step.settings.items()},
     }

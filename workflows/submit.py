@@ -48,22 +48,27 @@ def prepare(path: Path) -> Submission:
         + re.sub(r"[^A-Za-z0-9._-]+", "-", file.name)
         for key, file in files.items()
     }
-    store = open_store(settings.store_uri())
-    for key, file in files.items():
-        if not store.exists(keys[key]):
-            store.put_file(file, keys[key])
+    uris: dict[str, str] = {}
+    if files:
+        # Opened only for an upload: a cluster's volume is not here.
+        store = open_store(settings.store_uri())
+        uris = {key: store.uri_of(value) for key, value in keys.items()}
+        for key, file in files.items():
+            if not store.exists(keys[key]):
+                store.put_file(file, keys[key])
     # Named by keys, not URIs: the same run has the same name in every store.
     name = f"{spec.model}-{digest_of(_with_data(spec, keys))[:10]}"
-    stored = _with_data(spec, {key: store.uri_of(value) for key, value in keys.items()})
+    stored = _with_data(spec, uris)
     config = yaml.safe_dump(
         stored.model_dump(mode="json", exclude_none=True), sort_keys=True, allow_unicode=True
     )
     return Submission(name, stored, config, text)
 
 
-def check(path: Path) -> tuple[str, RunSpec, dict[str, Path]]:
+def check(path: Path, base: bool = True) -> tuple[str, RunSpec, dict[str, Path]]:
     """The text at `path`, the run spec in it, and the data files beside it, by their key.
 
+    Without `base`, the catalogue is not asked for the base model yet.
     Raises InputError with every fault of the spec and its files.
     """
     try:
@@ -76,7 +81,8 @@ def check(path: Path) -> tuple[str, RunSpec, dict[str, Path]]:
     spec = None
     try:
         spec = parse_run_spec(text, str(path))
-        load_catalogue().base(spec.base, str(path))
+        if base:
+            load_catalogue().base(spec.base, str(path))
     except InputError as error:
         problems += error.problems
     files = {key: path.parent / name for key, name in _data_paths(text).items()}

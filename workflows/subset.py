@@ -42,27 +42,57 @@ FIELDS = {
     "spec.templates[].container.args[]": "its arguments; may hold `{{inputs.parameters.X}}`",
     "spec.templates[].container.env[].name": "an environment variable",
     "spec.templates[].container.env[].value": "its value",
-    "spec.templates[].container.env[].valueFrom.configMapKeyRef.name": "`kuznia`",
-    "spec.templates[].container.env[].valueFrom.configMapKeyRef.key": "`KUZNIA_STORE` or "
-    "`MLFLOW_TRACKING_URI`, from the settings of this machine",
+    "spec.templates[].container.envFrom[].configMapRef.name": "`kuznia`: the settings of this "
+    "machine",
+    "spec.templates[].container.envFrom[].secretRef": "the environment of `kuznia run`",
     "spec.templates[].container.volumeMounts[].name": "a volume of the template",
     "spec.templates[].container.volumeMounts[].mountPath": "arguments and output paths below it "
     "are mapped to the step's folder of the run",
-    "spec.templates[].container.resources.requests": "read by the cluster alone",
     "spec.templates[].volumes[].name": "a volume",
     "spec.templates[].volumes[].emptyDir": "a folder that outlives a failed attempt here",
+    "spec.templates[].volumes[].configMap": "left out: the catalogue of this machine is used",
     "spec.templates[].activeDeadlineSeconds": "an attempt that takes longer is stopped and fails",
     "spec.templates[].retryStrategy.limit": "retries after the first attempt",
-    "spec.templates[].retryStrategy.expression": "`asInt(lastRetry.exitCode) in [<codes>]`",
+    "spec.templates[].retryStrategy.expression": "`asInt(lastRetry.exitCode) in [<codes>]`; what "
+    "follows after `|| lastRetry.message matches` is about lost pods",
     "spec.templates[].retryStrategy.backoff.duration": "pause before the first retry: `10s`, `1m`",
     "spec.templates[].retryStrategy.backoff.factor": "the pause grows by it",
+    "spec.templates[].retryStrategy.backoff.cap": "but not beyond this",
 }
 """Every field that is understood, and what it means here."""
 
-CONFIG_MAP = {"KUZNIA_STORE", "MLFLOW_TRACKING_URI"}
-_OPAQUE = ("spec.templates[].container.resources.requests", "spec.templates[].volumes[].emptyDir")
+CLUSTER = {
+    "spec.activeDeadlineSeconds": "longest run",
+    "spec.onExit": "the template that reports the end",
+    "spec.ttlStrategy": "how long an ended run is listed",
+    "spec.podGC": "how long pods are kept for their logs",
+    "spec.podSpecPatch": "time to stop, no variables of Services",
+    "spec.securityContext": "users and seccomp",
+    "spec.serviceAccountName": "whose rights a pod has",
+    "spec.automountServiceAccountToken": "no token in pods",
+    "spec.executor": "the account that reports outputs to Argo",
+    "spec.templates[].serviceAccountName": "whose rights a step has in the cloud",
+    "spec.templates[].podSpecPatch": "the GPU class's nodes, tolerations and GPUs",
+    "spec.templates[].metadata.labels": "the queue",
+    "spec.templates[].metrics": "what is counted when a run ends",
+    "spec.templates[].synchronization": "the tenant's semaphore",
+    "spec.templates[].container.imagePullPolicy": "when an image is pulled",
+    "spec.templates[].container.resources": "what a pod asks for and gets at most",
+    "spec.templates[].container.securityContext": "what a container may not do",
+    "spec.templates[].retryStrategy.affinity": "another node for the next attempt",
+}
+"""Fields that mean nothing on one machine; the local engine leaves them unread."""
+
+_OPAQUE = (
+    *CLUSTER,
+    "spec.templates[].container.envFrom[].secretRef",
+    "spec.templates[].volumes[].emptyDir",
+    "spec.templates[].volumes[].configMap",
+)
 _REFERENCE = re.compile(r"\{\{(.*?)\}\}")
-_RETRY = re.compile(r"asInt\(lastRetry\.exitCode\) in \[(\d+(?:, ?\d+)*)\]")
+_RETRY = re.compile(
+    r"asInt\(lastRetry\.exitCode\) in \[(\d+(?:, ?\d+)*)\]( \|\| lastRetry\.message matches '.*')?"
+)
 _DURATION = re.compile(r"(\d+)(s|m|h)?")
 _UNITS = {None: 1, "s": 1, "m": 60, "h": 3600}
 
@@ -75,10 +105,11 @@ class Retry:
     codes: frozenset[int] = frozenset()
     duration: float = 0
     factor: float = 1
+    cap: float = float("inf")
 
     def pause(self, retry: int) -> float:
         """Seconds to wait before retry number `retry`, counted from 1."""
-        return self.duration * float(self.factor ** (retry - 1))
+        return min(self.cap, self.duration * float(self.factor ** (retry - 1)))
 
 
 @dataclass(frozen=True)
@@ -89,8 +120,6 @@ class Step:
     image: str
     argv: tuple[str, ...]
     variables: dict[str, str]
-    settings: dict[str, str]
-    """Environment variables that come from the settings: variable to key."""
     mounts: dict[str, str]
     """Mount path to volume name."""
     arguments: dict[str, str]
@@ -137,11 +166,14 @@ def substitute(text: str, values: dict[str, str]) -> str:
 def reference() -> str:
     """The table of fields as a page of the documentation."""
     rows = "\n".join(f"| `{field}` | {meaning} |" for field, meaning in FIELDS.items())
+    unread = "\n".join(f"| `{field}` | {meaning} |" for field, meaning in CLUSTER.items())
     return (
         "# What the local engine knows of Argo\n\n"
         "`kuznia run` runs `workflows/compiled/finetune.yaml` on this machine. It understands the\n"
         "fields below and refuses a template that uses any other, naming the field's path.\n\n"
         f"| field | here |\n|---|---|\n{rows}\n\n"
+        "These are for a cluster and are left unread; notifications and metrics, too, are a\n"
+        f"cluster's.\n\n| field | on a cluster |\n|---|---|\n{unread}\n\n"
         "When a step fails, no further step is started and those that run are let finish, as Argo\n"
         "does. An output that a step did not write is a failure.\n"
     )
@@ -155,7 +187,8 @@ def _unknown(node: Any, pattern: str = "", place: str = "") -> Iterator[str]:
         for key, value in node.items():
             below = f"{pattern}.{key}" if pattern else str(key)
             here = f"{place}.{key}" if place else str(key)
-            if any(f == below or f.startswith((f"{below}.", f"{below}[")) for f in FIELDS):
+            known = (*FIELDS, *CLUSTER)
+            if any(f == below or f.startswith((f"{below}.", f"{below}[")) for f in known):
                 yield from _unknown(value, below, here)
             else:
                 yield here
@@ -205,6 +238,9 @@ class _Reader:
         arguments = {key: str(value) for key, value in _values(task.get("arguments")).items()}
         inputs = set(_values(template.get("inputs")))
         argv = (*container["command"], *container.get("args", []))
+        for source in container.get("envFrom", []):
+            if source.get("configMapRef", source.get("secretRef"))["name"] != "kuznia":
+                self.problems.append(f"{name}: envFrom: only ConfigMap kuznia is known; use it")
         known = {"workflow.name", *(f"workflow.parameters.{name}" for name in parameters)}
         for other in dependencies:
             outputs = self._outputs(self._task_template(other))
@@ -218,8 +254,7 @@ class _Reader:
             name=name,
             image=self._image(name, container["image"]),
             argv=argv,
-            variables={e["name"]: e["value"] for e in container.get("env", []) if "value" in e},
-            settings=self._settings(name, container.get("env", [])),
+            variables={e["name"]: e["value"] for e in container.get("env", [])},
             mounts=self._mounts(name, template),
             arguments=arguments,
             outputs=self._outputs(template),
@@ -251,28 +286,26 @@ class _Reader:
             )
         return match[1] if match else image
 
-    def _settings(self, name: str, env: Any) -> dict[str, str]:
-        found = {e["name"]: e["valueFrom"]["configMapKeyRef"] for e in env if "valueFrom" in e}
-        for variable, source in found.items():
-            if source["name"] != "kuznia" or source["key"] not in CONFIG_MAP:
-                self.problems.append(f"{name}: env.{variable}: is not a key of ConfigMap kuznia")
-        return {variable: source["key"] for variable, source in found.items()}
-
     def _mounts(self, name: str, template: Any) -> dict[str, str]:
-        volumes = {v["name"] for v in template.get("volumes", []) if "emptyDir" in v}
+        volumes = {volume["name"]: volume for volume in template.get("volumes", [])}
         mounts = template["container"].get("volumeMounts", [])
         for mount in mounts:
             if mount["name"] not in volumes:
                 self.problems.append(f"{name}: volume {mount['name']!r} is missing; add it")
-        return {mount["mountPath"]: mount["name"] for mount in mounts}
+        return {
+            mount["mountPath"]: mount["name"]
+            for mount in mounts
+            if "emptyDir" in volumes.get(mount["name"], {})
+        }
 
     def _retry(self, name: str, strategy: Any) -> Retry:
         if strategy is None:
             return Retry()
         expression = _RETRY.fullmatch(strategy.get("expression", ""))
         backoff = strategy.get("backoff", {})
-        duration = _DURATION.fullmatch(str(backoff.get("duration", "0")))
-        if not expression or not duration:
+        duration = _seconds(backoff.get("duration", "0"))
+        cap = _seconds(backoff["cap"]) if "cap" in backoff else float("inf")
+        if not expression or duration is None or cap is None:
             self.problems.append(
                 f"{name}: retryStrategy: only 'asInt(lastRetry.exitCode) in [<codes>]' and "
                 "durations such as 10s are known; use that form"
@@ -281,9 +314,15 @@ class _Reader:
         return Retry(
             limit=int(strategy["limit"]),
             codes=frozenset(int(code) for code in expression[1].split(",")),
-            duration=int(duration[1]) * _UNITS[duration[2]],
+            duration=duration,
             factor=float(backoff.get("factor", 1)),
+            cap=cap,
         )
+
+
+def _seconds(text: Any) -> float | None:
+    found = _DURATION.fullmatch(str(text))
+    return int(found[1]) * _UNITS[found[2]] if found else None
 
 
 def _values(arguments: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ VARYING = (
     "identity.run",
     "registration.number",
     "training.mlflow_run_id",
+    "training.loss_curve_sha256",
     "training.resumed",
     "training.duration_s",
     "training.samples_per_second",

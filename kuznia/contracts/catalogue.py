@@ -66,6 +66,8 @@ class GpuClass(Contract):
     """EUR for one GPU for one hour; 0 where it is not charged."""
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
+    queue: str | None = None
+    """Kueue's LocalQueue for it; null: the tenant's."""
 
 
 class Catalogue(Contract):

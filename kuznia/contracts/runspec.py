@@ -78,7 +78,7 @@ class Evaluation(Contract):
 
     metrics: tuple[Metric, ...] = ("exact_match", "token_f1")
     gate: dict[Metric, GateRule] = {}
-    """What the verdict asks of a metric; without a gate, not to be worse than the base."""
+    """What the verdict asks of a metric; without a gate: one better than the base, none worse."""
     max_new_tokens: int = Field(default=64, ge=1, le=4096)
     """Longest answer that is generated for a test row, in tokens."""
 
@@ -132,6 +132,10 @@ class RunSpec(Contract):
     """lora trains an adapter, qlora too on a 4-bit base (needs a GPU), full all weights."""
     hardware: str = "auto"
     """auto, cpu, or a GPU class of the catalogue."""
+    gpus: int = Field(default=1, ge=1, le=8)
+    """GPUs of one node that share every batch; a CPU has none to share."""
+    nodes: int = Field(default=1, ge=1, le=16)
+    """Nodes that train together; more than one only by `kuznia render job`."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Same spec, rows and seed: same weights, on the same kind of machine."""
     llamafactory: dict[str, Any] = {}
@@ -156,6 +160,15 @@ class RunSpec(Contract):
             raise ValueError("export.merge: false needs an adapter; use method lora or set it true")
         return self
 
+    @model_validator(mode="after")
+    def _several_gpus_are_no_cpu(self) -> RunSpec:
+        if self.gpus > 1 and self.hardware == "cpu":
+            raise ValueError(
+                f"gpus: {self.gpus} and hardware: cpu do not go together; set gpus: 1, or "
+                "hardware to a GPU class"
+            )
+        return self
+
 
 def parse_run_spec(text: str, place: str = "config") -> RunSpec:
     """The run spec in `text` (YAML).
@@ -163,6 +176,10 @@ def parse_run_spec(text: str, place: str = "config") -> RunSpec:
     Raises InputError with every fault; `place` is the file's name in the messages.
     """
     value = load_yaml(text, place)
+    if "{{" in text:
+        raise InputError(
+            f"{place}: holds {{{{, which Argo would fill in on a cluster; write it without"
+        )
     if not isinstance(value, dict):
         raise InputError(f"{place}: is not a mapping of keys; start from `kuznia init`")
     spec: RunSpec = parse(RunSpec, value, place)

@@ -49,12 +49,26 @@ class Hardware(Contract):
     device: Literal["cpu", "cuda"]
     gpu_class: str | None
     gpus: int = Field(ge=0)
+    """On one node."""
+    processes: int = Field(default=1, ge=1)
+    """Trainer processes on one node, one a GPU; they share every batch."""
+    nodes: int = Field(default=1, ge=1)
+    """Nodes that train together."""
     threads: int = Field(ge=1)
     dtype: Literal["float32", "bfloat16"]
     gradient_checkpointing: bool
     packing: bool
     reasons: tuple[str, ...]
     """One sentence for each choice."""
+
+
+class Pod(Contract):
+    """What a cluster is to add to the pods that use the hardware; nothing on one machine."""
+
+    patch: str
+    """JSON, a strategic merge patch for the pod's spec: nodes, tolerations, GPUs."""
+    queue: str
+    """Kueue's LocalQueue; empty for none."""
 
 
 class Estimate(Contract):
@@ -81,6 +95,7 @@ class PlanOutputs(Contract):
     spec: RunSpec
     base: BaseModelEntry
     hardware: Hardware
+    pod: Pod
     estimate: Estimate
     trainer: dict[str, Any]
     """LLaMA-Factory settings, all but paths."""

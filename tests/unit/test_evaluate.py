@@ -101,8 +101,9 @@ def test_full_weights_against_base(
     rows = lines(case, outputs)
     assert any(row["base"] != row["candidate"] for row in rows)
     assert outputs["metrics"]["exact_match"]["candidate"] == 0.0
-    assert outputs["verdict"] == "promote"
+    assert outputs["verdict"] == "not enough evidence"
     assert outputs["reasons"][0].endswith("is not shown to be worse than the base; no gate is set")
+    assert outputs["reasons"][-1].startswith("no metric is shown to be better than the base; ")
 
 
 def test_needs_a_chat_template(

@@ -10,12 +10,13 @@ import pytest
 
 from kuznia.contracts.catalogue import BaseModelEntry, load_catalogue
 from kuznia.contracts.runspec import parse_run_spec
-from kuznia.contracts.steps import Estimate, FetchBaseInputs, Hardware, PlanOutputs
+from kuznia.contracts.steps import FetchBaseInputs
 from kuznia.errors import InputError
 from kuznia.manifest import MANIFEST, manifest_digest, verify_folder
 from kuznia.store import open_store
 from steps import fetch_base
 from steps.context import Context
+from tests.fixtures.plans import cpu_plan
 from workflows.environments import python_of, variables_of
 
 SPEC = """
@@ -28,34 +29,7 @@ card: {purpose: Answers questions of customers., owner: Support team, risk: mini
 
 
 def inputs_for(base: BaseModelEntry) -> FetchBaseInputs:
-    plan = PlanOutputs(
-        run="try-1",
-        spec=parse_run_spec(SPEC),
-        base=base,
-        hardware=Hardware(
-            device="cpu",
-            gpu_class=None,
-            gpus=0,
-            threads=1,
-            dtype="float32",
-            gradient_checkpointing=False,
-            packing=False,
-            reasons=(),
-        ),
-        estimate=Estimate(
-            rows=1,
-            tokens=1,
-            train_seconds=1,
-            memory_gib=1,
-            memory_available_gib=1,
-            disk_gib=1,
-            disk_available_gib=1,
-            cost=0,
-            flop=1,
-            basis="none",
-        ),
-        trainer={},
-    )
+    plan = cpu_plan("try-1", parse_run_spec(SPEC), base, {})
     return FetchBaseInputs(plan=plan)
 
 

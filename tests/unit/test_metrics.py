@@ -163,10 +163,14 @@ def test_verdict_follows_the_whole_interval(
     assert len(reasons) == len([key for key in rule if key != "margin"])
 
 
-def test_without_a_gate_only_a_sure_loss_holds() -> None:
+def test_without_a_gate_a_sure_gain_promotes_and_a_sure_loss_holds() -> None:
     unsure = result(difference=-0.1, low=-0.3, high=0.1)
     worse = result(difference=-0.2, low=-0.3, high=-0.1)
-    assert judge({"exact_match": unsure}, {}, 10)[0] == "promote"
+    better = result(difference=0.2, low=0.1, high=0.3)
+    assert judge({"exact_match": unsure, "token_f1": better}, {}, 10)[0] == "promote"
+    verdict, reasons = judge({"exact_match": unsure}, {}, 10)
+    assert verdict == "not enough evidence"
+    assert reasons[1].startswith("no metric is shown to be better than the base; ")
     verdict, reasons = judge({"exact_match": unsure, "token_f1": worse}, {}, 10)
     assert verdict == "hold"
     assert "worse than the base" in reasons[1]

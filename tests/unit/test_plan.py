@@ -21,6 +21,7 @@ from kuznia.store import open_store
 from steps import plan
 from steps.context import Context
 from steps.placement import class_of
+from steps.trainer_settings import share_batch, steps_of
 
 HUGE = {
     "source": "hf://acme/huge@v1",
@@ -225,6 +226,131 @@ def test_a_gpu_below_every_class(
     assert (made.hardware.device, made.hardware.gpu_class) == ("cuda", None)
     assert made.estimate.memory_available_gib == 15
     assert made.estimate.cost == 0
+
+
+@pytest.mark.usefixtures("large_disk")
+def test_gpus_share_the_batch_the_time_and_not_the_memory(
+    planner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUZNIA_POD_CPU", "4")
+    monkeypatch.setenv("KUZNIA_POD_MEMORY", "16")
+    row = {"instruction": "word " * 1000, "output": "x"}
+    (tmp_path / "train.jsonl").write_text(100 * (json.dumps(row) + "\n"))
+    given = {"num_train_epochs": 300}
+    one = planner(hardware="h100-80gb", base="eight-b", llamafactory=given)
+    four = planner(hardware="h100-80gb", base="eight-b", llamafactory=given, gpus=4)
+    hardware = four.hardware
+    assert (hardware.gpus, hardware.processes, hardware.nodes) == (4, 4, 1)
+    assert four.trainer["per_device_train_batch_size"] == 2
+    assert four.trainer["save_steps"] == one.trainer["save_steps"]
+    assert "4 processes share the 8 rows of a step, 2 each" in hardware.reasons
+    assert four.estimate.train_seconds == pytest.approx(one.estimate.train_seconds / 3.6, rel=0.01)
+    assert four.estimate.cost == pytest.approx(one.estimate.cost / 0.9, rel=0.01)
+    assert four.estimate.memory_available_gib == one.estimate.memory_available_gib
+    # Each GPU holds the 15 GiB of weights; only rows are shared.
+    assert 15 < four.estimate.memory_gib < one.estimate.memory_gib
+    patch = json.loads(four.pod.patch)
+    (main,) = patch["containers"]
+    amounts = {"nvidia.com/gpu": "4", "cpu": "16", "memory": "64Gi"}
+    assert main["resources"] == {"limits": amounts, "requests": amounts}
+    assert main["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]
+    assert [volume["name"] for volume in patch["volumes"]] == ["shm"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "sums", "processes", "expected"),
+    [
+        (8, 1, 1, (8, 1)),
+        (8, 1, 4, (2, 1)),
+        (2, 8, 4, (2, 2)),
+        (2, 6, 4, (1, 3)),
+        (3, 1, 2, (2, 1)),
+        (1, 1, 8, (1, 1)),
+    ],
+)
+def test_processes_take_together_what_one_takes(
+    batch: int, sums: int, processes: int, expected: tuple[int, int]
+) -> None:
+    given = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": sums}
+    settings, how = share_batch(given, processes)
+    assert tuple(settings[key] for key in given) == expected
+    rows = expected[0] * expected[1] * processes
+    assert (f": {rows} rows in all" in how) == (rows != batch * sums)
+    assert steps_of(960, {**settings, "num_train_epochs": 1}, processes) == 960 // rows
+    # One process trains with the settings that it always had.
+    assert (settings == given) == (processes == 1)
+
+
+def test_more_gpus_than_there_are(
+    planner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpu(monkeypatch, tmp_path, "NVIDIA H200, 143771\nNVIDIA H200, 143771")
+    assert planner(gpus=2).hardware.gpus == 2
+    assert refused(planner, gpus=4) == [
+        "config: gpus: 4 is more than are open here (2); set gpus: 2"
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert refused(planner, gpus=2) == [
+        "config: gpus: 2 is more than are open here (1); set gpus: 1"
+    ]
+
+
+def test_several_gpus_or_nodes_where_there_can_be_none(planner: Any) -> None:
+    assert refused(planner, gpus=2, nodes=3) == [
+        "config: nodes: 3 nodes train together only in a Job of their own; set nodes: 1, or print "
+        "that Job with `kuznia render job`",
+        "config: gpus: 2 need NVIDIA GPUs, and this run would be on cpu; set gpus: 1, or hardware "
+        "to a GPU class",
+    ]
+
+
+def test_nodes_that_can_meet_are_planned_for(planner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUZNIA_RENDEZVOUS", "first:29500")
+    made = planner(nodes=2)
+    assert (made.hardware.processes, made.hardware.nodes) == (1, 2)
+    assert made.trainer["per_device_train_batch_size"] == 4
+
+
+@pytest.mark.usefixtures("large_disk")
+def test_on_a_cluster_the_tenants_classes_and_pods_count(
+    planner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUZNIA_GPU_CLASSES", "a100-80gb, l4")
+    monkeypatch.setenv("KUZNIA_QUEUE", "training")
+    made = planner(base="eight-b")
+    assert made.hardware.gpu_class == "a100-80gb"
+    assert made.hardware.reasons[0] == "a100-80gb: the tenant's first GPU class"
+    assert made.pod.queue == "training"
+    assert json.loads(made.pod.patch) == {
+        "nodeSelector": {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "containers": [
+            {
+                "name": "main",
+                "resources": {
+                    "limits": {"nvidia.com/gpu": "1"},
+                    "requests": {"nvidia.com/gpu": "1"},
+                },
+            }
+        ],
+    }
+    assert refused(planner, hardware="h100-80gb") == [
+        "config: hardware: 'h100-80gb' is not open to this tenant; did you mean a100-80gb?"
+    ]
+
+
+def test_on_a_cluster_without_gpus_the_pod_is_the_machine(
+    planner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUZNIA_GPU_CLASSES", "")
+    for what, amount in (("CPU", "3"), ("MEMORY", "12.5"), ("DISK", "40")):
+        monkeypatch.setenv(f"KUZNIA_POD_{what}", amount)
+    made = planner()
+    assert (made.hardware.device, made.hardware.threads) == ("cpu", 3)
+    assert made.hardware.reasons[0] == "cpu: no GPU class is open here"
+    assert made.estimate.memory_available_gib == 12.5
+    assert made.estimate.disk_available_gib == 40
+    assert (made.pod.patch, made.pod.queue) == ("{}", "")
 
 
 def test_everything_that_there_is_not_is_named_at_once(planner: Any) -> None:

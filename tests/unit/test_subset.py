@@ -53,7 +53,7 @@ UNKNOWN = "is not a field that the local engine knows"
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("spec.onExit", "clean"),
+        ("spec.hostNetwork", True),
         ("spec.templates.1.container.livenessProbe", {}),
         ("spec.templates.1.container.ports", []),
         ("spec.templates.1.retryStrategy.retryPolicy", "Always"),
@@ -124,9 +124,9 @@ def test_all_unknown_fields_are_named_at_once(tmp_path: Path) -> None:
             "a: volume 'other' is missing; add it",
         ),
         (
-            "spec.templates.1.container.env.0.valueFrom.configMapKeyRef.key",
-            "SECRET",
-            "a: env.KUZNIA_STORE: is not a key of ConfigMap kuznia",
+            "spec.templates.1.container.envFrom.0.configMapRef.name",
+            "other",
+            "a: envFrom: only ConfigMap kuznia is known; use it",
         ),
     ],
 )

@@ -29,8 +29,12 @@ from kuznia.progress import parse_progress
 from kuznia.registry import mlflow_client
 from kuznia.store import Store, open_store
 from steps.checkpoints import COMPLETE, keep_last_complete, mark_complete
+from steps.faults import failure
+from steps.placement import visible_gpus
 from steps.supervisor import Ended
-from steps.training import Listener, failure
+from steps.trainer_inputs import variables_for
+from steps.trainer_settings import share_batch
+from steps.training import Listener
 from tests.fixtures.train_case import ROWS, SETTINGS, train_inputs
 from workflows.environments import variables_of
 
@@ -111,6 +115,28 @@ def case(folder: Path, base: Path, python: Path, store: str | None = None, **spe
     }
     inputs = train_inputs(open_store(variables["KUZNIA_STORE"]), base, folder, **spec)
     return Case(folder, inputs, python, variables)
+
+
+def shared_by_two(made: Case) -> Case:
+    """The same training, each batch shared by two processes of one thread."""
+    plan = made.inputs.plan
+    trainer, _ = share_batch(plan.trainer, 2)
+    hardware = plan.hardware.model_copy(update={"processes": 2})
+    plan = plan.model_copy(update={"hardware": hardware, "trainer": trainer})
+    made.inputs = made.inputs.model_copy(update={"plan": plan})
+    return made
+
+
+def on_gpus(made: Case, gpus: int) -> Case:
+    """The same training on GPUs of this machine."""
+    plan = made.inputs.plan
+    hardware = plan.hardware.model_copy(
+        update={"device": "cuda", "gpu_class": "any", "gpus": gpus, "dtype": "bfloat16"}
+    )
+    trainer = plan.trainer | {"bf16": True, "use_cpu": False}
+    plan = plan.model_copy(update={"hardware": hardware, "trainer": trainer})
+    made.inputs = made.inputs.model_copy(update={"plan": plan})
+    return made
 
 
 def checkpoints(work: Path) -> list[Path]:
@@ -385,6 +411,32 @@ def test_full_with_wandb_while_mlflow_is_down(
 
 
 @slow
+def test_two_processes_train_as_one(folder: Path, tiny_base: Path, train_python: Path) -> None:
+    """On two CPU processes what else runs on two GPUs, undisturbed, and stopped midway."""
+    settings = SETTINGS | {"num_train_epochs": 5, "save_steps": 10}
+    calm, torn = (
+        shared_by_two(case(folder / name, tiny_base, train_python, llamafactory=settings))
+        for name in ("calm", "torn")
+    )
+    assert calm.run() == 0, "".join(calm.lines)
+    said = [each for each in map(parse_progress, calm.lines) if each]
+    assert [each["done"] for each in said] == list(range(31))
+
+    first = torn.start()
+    torn.follow(first, until=7)
+    (launcher,) = psutil.Process(first.pid).children()
+    assert len(launcher.children()) == 2
+    first.terminate()
+    assert torn.follow(first) == 75, "".join(torn.lines)
+    (stopped,) = checkpoints(torn.work)
+    assert {"rng_state_0.pth", "rng_state_1.pth", COMPLETE} <= {p.name for p in stopped.iterdir()}
+    assert torn.run() == 0, "".join(torn.lines)
+    assert torn.outputs.weights.digest == calm.outputs.weights.digest
+    assert torn.curve() == calm.curve()
+    assert (torn.outputs.steps, torn.outputs.resumed) == (30, 1)
+
+
+@slow
 def test_sigterm_before_the_first_step_ends_with_75(
     folder: Path, tiny_base: Path, train_python: Path
 ) -> None:
@@ -419,15 +471,28 @@ def test_refused_value_is_named(folder: Path, tiny_base: Path, train_python: Pat
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_qlora_trains_an_adapter(folder: Path, tiny_base: Path, train_python: Path) -> None:
-    made = case(folder / "qlora", tiny_base, train_python, method="qlora")
-    hardware = made.inputs.plan.hardware.model_copy(
-        update={"device": "cuda", "gpu_class": "any", "gpus": 1, "dtype": "bfloat16"}
-    )
-    trainer = made.inputs.plan.trainer | {"bf16": True, "use_cpu": False}
-    plan = made.inputs.plan.model_copy(update={"hardware": hardware, "trainer": trainer})
-    made.inputs = made.inputs.model_copy(update={"plan": plan})
+    made = on_gpus(case(folder / "qlora", tiny_base, train_python, method="qlora"), 1)
     assert made.run() == 0, "".join(made.lines)
     assert made.outputs.kind == "adapter"
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_two_gpus_train_as_one(folder: Path, tiny_base: Path, train_python: Path) -> None:
+    if len(visible_gpus()) < 2:
+        pytest.skip("needs two GPUs")
+    calm, torn = (
+        on_gpus(shared_by_two(case(folder / name, tiny_base, train_python)), 2)
+        for name in ("two-gpus", "two-gpus-stopped")
+    )
+    assert calm.run() == 0, "".join(calm.lines)
+    first = torn.start()
+    torn.follow(first, until=27)
+    first.terminate()
+    assert torn.follow(first) == 75
+    assert torn.run() == 0, "".join(torn.lines)
+    assert torn.outputs.weights.digest == calm.outputs.weights.digest
+    assert torn.curve() == calm.curve()
 
 
 def test_qlora_asks_for_four_bits(tmp_path: Path, tiny_base: Path) -> None:
@@ -486,6 +551,36 @@ FAULTS: list[tuple[Ended, type[KuzniaError], str]] = [
         "stopped after step 0 of 0; the same command goes on from its last checkpoint, if any",
     ),
 ]
+
+
+ALONE = "[rank0]: RuntimeError: Read error: Connection reset by peer."
+
+
+def test_the_trainer_that_failed_is_heard_and_not_those_it_left(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    made = shared_by_two(case(tmp_path / "several", tiny_base, Path("python")))
+    listener = Listener(1, lambda entry: None, made.store(), "checkpoints")
+    own = Ended(1, False, ("[rank1]: KeyError: 'lm_head'", ALONE))
+    error = failure(own, listener, made.inputs, Path("trainer.log"))
+    assert (type(error), "KeyError: 'lm_head'" in str(error)) == (KuzniaError, True)
+    error = failure(Ended(1, False, (ALONE,)), listener, made.inputs, Path("trainer.log"))
+    assert isinstance(error, DependencyError)
+    assert str(error).startswith("the trainers lost each other at step 0 of 0: ")
+    error = failure(Ended(75, False, ()), listener, made.inputs, Path("trainer.log"))
+    assert isinstance(error, Preempted)
+
+
+def test_a_run_sees_its_gpus_only(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = on_gpus(case(tmp_path / "gpus", tiny_base, Path("python")), 2)
+    for given, seen in (("3,5,7", "3,5"), ("4,1", None)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert variables_for(made.inputs, tmp_path).get("CUDA_VISIBLE_DEVICES") == seen
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(InputError, match=r"gpus: 2 is more than are open here \(7\); set gpus: 1"):
+        variables_for(made.inputs, tmp_path)
 
 
 @pytest.mark.parametrize(("ended", "kind", "message"), FAULTS, ids=lambda value: str(value)[:30])

@@ -1,0 +1,182 @@
+"""Many runs at once on a cluster: time per run and the controller's memory, from 10 to 200.
+
+Everything is real but the steps, whose images are replaced by the chart's value `images` with one
+that does nothing: so what is measured is Argo, Kubernetes and our template. Beside it the same
+nine-step DAG as a person would first write it, without exit handler, locks, limits and confinement.
+Needs what `make e2e` needs, and the image kuznia/noop (tests/e2e/noop).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import httpx
+
+from bench.results import machine, save, spread
+from kuznia import __version__
+from kuznia.progress import say
+from tests.e2e.cluster import ENDED, Tenant, forwarded, kubectl, wait_for, workspace
+from workflows.finetune import CHAIN, NAME, build
+
+IMAGE = f"kuznia/noop:{__version__}"
+SIZES = [int(size) for size in os.environ.get("KUZNIA_BENCH_RUNS", "10 50 200").split()]
+MEMORY = re.compile(r"^process_resident_memory_bytes (\S+)", re.M)
+
+
+def main() -> None:
+    """Measure each size on our template, and the smallest on the bare one."""
+    rows = []
+    name = f"load-{secrets.token_hex(2)}"
+    mlflow = {"enabled": False, "trackingUri": "http://nowhere:5000"}
+    images = dict.fromkeys(("platform", "train", "serve"), IMAGE)
+    small = {"cpu": "10m", "memory": "32Mi"}
+    sizes = {"requests": small, "limits": {"cpu": "1", "memory": "256Mi"}}
+    pods = {"heavy": sizes, "light": sizes}
+    values = {
+        "images": images,
+        "mlflow": mlflow,
+        "pods": pods,
+        "hardware": {"slots": 200, "gpuClasses": []},
+    }
+    tenant = Tenant(name, "s3://unused")
+    with workspace(tenant, values, {"UNUSED": "1"}), _memory() as memory:
+        kubectl("label", "ns", tenant.namespace, "workflows.argoproj.io/parallelism-limit=500")
+        kubectl("apply", "-f", "-", text=json.dumps(_bare(tenant.namespace)))
+        for label, template, size in [
+            ("bare DAG", "bare", SIZES[0]),
+            *(("Kuźnia's template", NAME, size) for size in SIZES),
+        ]:
+            memory.clear()
+            rows.append({"template": label, "runs at once": size} | _load(tenant, template, size))
+            rows[-1]["controller, MiB at most"] = round(max(memory) / 2**20)
+            say(json.dumps(rows[-1]))
+    save(
+        "argo_scale",
+        "Many runs at once on one node, steps that do nothing",
+        rows,
+        machine("hera"),
+        "A run is nine steps in ten pods with the exit handler, nine pods without. What limits is "
+        "the node, which starts the pods; the controller's memory grows with the runs it holds.",
+    )
+
+
+def _load(tenant: Tenant, template: str, size: int) -> dict[str, Any]:
+    """Start `size` runs at once and wait for all; every one must succeed."""
+    label = secrets.token_hex(3)
+    runs = [
+        {
+            "apiVersion": "argoproj.io/v1alpha1",
+            "kind": "Workflow",
+            "metadata": {
+                "name": f"r{label}-{number}",
+                "namespace": tenant.namespace,
+                "labels": {"load": label},
+            },
+            "spec": {
+                "workflowTemplateRef": {"name": template},
+                "podGC": {"strategy": "OnPodCompletion"},
+                "arguments": {"parameters": [{"name": "config", "value": "model: noop"}]},
+            },
+        }
+        for number in range(size)
+    ]
+    began = time.monotonic()
+    kubectl(
+        "create", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": runs})
+    )
+
+    def ended() -> list[dict[str, Any]] | None:
+        found = kubectl("get", "wf", "-n", tenant.namespace, "-l", f"load={label}", "-o", "json")
+        items: list[dict[str, Any]] = json.loads(found)["items"]
+        done = [item for item in items if item.get("status", {}).get("phase") in ENDED]
+        say(f"{template}: {len(done)} of {size} have ended")
+        time.sleep(3)
+        return items if len(done) == size else None
+
+    items = wait_for("the end of all runs", ended, 3600)
+    wall = time.monotonic() - began
+    failed = [item["metadata"]["name"] for item in items if item["status"]["phase"] != "Succeeded"]
+    if failed:
+        raise SystemExit(f"error: {len(failed)} of {size} runs failed: {', '.join(failed[:5])}")
+    seconds = [
+        (_moment(item["status"]["finishedAt"]) - _moment(item["metadata"]["creationTimestamp"]))
+        for item in items
+    ]
+    kubectl("delete", "wf", "-n", tenant.namespace, "-l", f"load={label}", "--wait=true")
+    return {
+        "s in all": round(wall),
+        "s a run": round(wall / size, 2),
+        "s from start to end": spread(seconds),
+    }
+
+
+def _moment(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+@contextmanager
+def _memory() -> Iterator[list[float]]:
+    """Resident bytes of Argo's controller, every second, by its own metrics page."""
+    found: list[float] = []
+    stop = threading.Event()
+
+    def watch(address: str) -> None:
+        with httpx.Client(verify=False) as client:
+            while not stop.wait(1):
+                page = client.get(f"{address}/metrics").text
+                found.extend(float(value) for value in MEMORY.findall(page))
+
+    with forwarded("argo", "deployment/workflow-controller", 9090) as address:
+        thread = threading.Thread(target=watch, args=(address.replace("http:", "https:"),))
+        thread.start()
+        try:
+            yield found
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _bare(namespace: str) -> dict[str, Any]:
+    """The same DAG with plain containers: same image, same arguments, same outputs."""
+    full = build().to_dict()
+    spec = full["spec"]
+    templates = []
+    for template in spec["templates"]:
+        if "container" not in template:
+            templates.append(template)
+        elif template["name"] in CHAIN:
+            container = template["container"]
+            templates.append(
+                {
+                    "name": template["name"],
+                    "inputs": template["inputs"],
+                    "outputs": template["outputs"],
+                    "volumes": [{"name": "out", "emptyDir": {}}],
+                    "container": {
+                        "image": IMAGE,
+                        "imagePullPolicy": "IfNotPresent",
+                        "command": container["command"],
+                        "args": container["args"],
+                        "volumeMounts": [{"name": "out", "mountPath": "/kuznia/out"}],
+                        "securityContext": container["securityContext"],
+                    },
+                }
+            )
+    kept = {key: spec[key] for key in ("entrypoint", "arguments", "parallelism", "securityContext")}
+    # The namespace's own walls: without these two no pod would start in it.
+    kept |= {"automountServiceAccountToken": False, "executor": spec["executor"]}
+    return {
+        "apiVersion": full["apiVersion"],
+        "kind": full["kind"],
+        "metadata": {"name": "bare", "namespace": namespace},
+        "spec": kept | {"templates": templates},
+    }

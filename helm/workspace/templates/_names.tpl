@@ -1,0 +1,36 @@
+{{- define "workspace.namespace" -}}
+{{ .Values.tenant }}-training
+{{- end }}
+
+{{/* Nothing without a tenant; with one, what is missing is named. */}}
+{{- define "workspace.ready" -}}
+{{- if .Values.tenant }}
+{{- if not .Values.store }}{{ fail (printf "workspace %s: store is not set; set store: s3://bucket/%s, gs://bucket/%s or file:///storage/store" .Values.tenant .Values.tenant .Values.tenant) }}{{ end }}
+{{- if and (hasPrefix "file://" .Values.store) (not (hasPrefix "file:///storage/" .Values.store)) }}{{ fail (printf "workspace %s: store: %s is not on the claim; set file:///storage/store" .Values.tenant .Values.store) }}{{ end }}
+{{- if and (hasPrefix "file://" .Values.store) (not .Values.storage.claim) }}{{ fail (printf "workspace %s: store: %s needs a claim; set storage.claim: true" .Values.tenant .Values.store) }}{{ end }}
+{{- if and (not .Values.mlflow.enabled) (not .Values.mlflow.trackingUri) }}{{ fail (printf "workspace %s: mlflow is not enabled; set mlflow.trackingUri to the one to use" .Values.tenant) }}{{ end }}
+{{- if and .Values.hardware.queue (not .Values.hardware.clusterQueue) }}{{ fail (printf "workspace %s: hardware.queue has no ClusterQueue; set hardware.clusterQueue" .Values.tenant) }}{{ end -}}
+yes
+{{- end }}
+{{- end }}
+
+{{- define "workspace.labels" -}}
+app.kubernetes.io/part-of: kuznia
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+kuznia.tenant: {{ .Values.tenant }}
+{{- end }}
+
+{{- define "workspace.image" -}}
+{{ get .root.Values.images .name | default (printf "kuznia/%s:%s" .name .root.Chart.AppVersion) }}
+{{- end }}
+
+{{/* A quantity in GiB or cores as a plain number. */}}
+{{- define "workspace.number" -}}
+{{- $text := toString . -}}
+{{- if hasSuffix "Gi" $text }}{{ trimSuffix "Gi" $text }}
+{{- else if hasSuffix "Ti" $text }}{{ mulf (float64 (trimSuffix "Ti" $text)) 1024 }}
+{{- else if hasSuffix "Mi" $text }}{{ divf (float64 (trimSuffix "Mi" $text)) 1024 }}
+{{- else if hasSuffix "m" $text }}{{ divf (float64 (trimSuffix "m" $text)) 1000 }}
+{{- else }}{{ $text }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,128 @@
+"""Pods that use the hardware wait in Kueue's queue; one that Kueue preempts is tried again.
+
+The steps do nothing (tests/e2e/noop), so no GPU is needed: the queue counts cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kuznia import __version__
+from tests.e2e.cluster import Tenant, kubectl, nodes, wait_for, why
+from tests.e2e.conftest import MakeTenant
+
+pytestmark = pytest.mark.timeout(600)
+NOOP = os.environ.get("KUZNIA_E2E_NOOP_IMAGE", f"kuznia/noop:{__version__}")
+KUEUE = "kueue.x-k8s.io/v1beta2"
+SIZE = {"cpu": "100m", "memory": "64Mi", "ephemeral-storage": "10Mi"}
+
+
+def kueue_object(kind: str, name: str, **rest: Any) -> dict[str, Any]:
+    return {"apiVersion": KUEUE, "kind": kind, "metadata": {"name": name}} | rest
+
+
+@pytest.fixture(scope="module")
+def cluster_queue(mark: str) -> Iterator[str]:
+    """A ClusterQueue with room for one training pod."""
+    if "clusterqueues" not in kubectl("api-resources", "--api-group=kueue.x-k8s.io", "-o", "name"):
+        pytest.skip("the cluster has no Kueue; install it (docs/howto/test-on-a-cluster.md)")
+    room = {"cpu": "150m", "memory": "10Gi", "ephemeral-storage": "100Gi"}
+    flavor = {
+        "name": mark,
+        "resources": [{"name": name, "nominalQuota": amount} for name, amount in room.items()],
+    }
+    spec = {
+        "namespaceSelector": {},
+        "preemption": {"withinClusterQueue": "LowerPriority"},
+        "resourceGroups": [{"coveredResources": list(room), "flavors": [flavor]}],
+    }
+    objects = [
+        kueue_object("ResourceFlavor", mark),
+        kueue_object("ClusterQueue", mark, spec=spec),
+        kueue_object("WorkloadPriorityClass", mark, value=1000),
+    ]
+    text = "---\n".join(json.dumps(each) + "\n" for each in objects)
+    kubectl("apply", "-f", "-", text=text)
+    yield mark
+    kubectl("delete", "--wait=false", "-f", "-", text=text)
+
+
+@pytest.fixture(scope="module")
+def acme(tenants: MakeTenant, cluster_queue: str) -> Tenant:
+    sizes = {"requests": SIZE, "limits": {"cpu": "1", "memory": "256Mi"}}
+    return tenants(
+        "acme",
+        images=dict.fromkeys(("platform", "train", "serve"), NOOP),
+        pods={"heavy": sizes, "light": sizes},
+        hardware={"slots": 9, "queue": "training", "clusterQueue": cluster_queue},
+        retry={"otherNode": False, "pause": "1s", "longest": "2s"},
+        mlflow={"enabled": False, "trackingUri": "http://nowhere:5000"},
+        settings={"NOOP_QUEUE": "training", "NOOP_SECONDS": "40"},
+    )
+
+
+def train_pods(tenant: Tenant, run: str) -> list[dict[str, Any]]:
+    return [p for p in tenant.pods(run, "train") if "deletionTimestamp" not in p["metadata"]]
+
+
+def running(tenant: Tenant, run: str) -> bool:
+    return any(pod["status"]["phase"] == "Running" for pod in train_pods(tenant, run))
+
+
+def gated(tenant: Tenant, run: str) -> bool:
+    return any(pod["spec"].get("schedulingGates") for pod in train_pods(tenant, run))
+
+
+def test_a_second_training_waits_for_the_first(acme: Tenant) -> None:
+    acme.submit("first", "model: noop")
+    wait_for("the first training", lambda: running(acme, "first"), 120)
+    acme.submit("second", "model: noop")
+    wait_for("the second in the queue", lambda: gated(acme, "second"), 120)
+    assert not running(acme, "second")
+    for run in ("first", "second"):
+        ended = acme.ended(run, 240)
+        assert ended["status"]["phase"] == "Succeeded", why(acme, ended)
+        for step in ("plan", "data-check", "register"):
+            (pod,) = acme.pods(run, step)
+            assert "kueue.x-k8s.io/managed" not in pod["metadata"]["labels"], step
+
+
+def test_a_preempted_training_is_tried_again(acme: Tenant, cluster_queue: str) -> None:
+    acme.submit("preempted", "model: noop")
+    wait_for("the training", lambda: running(acme, "preempted"), 120)
+    labels = {
+        "kueue.x-k8s.io/queue-name": "training",
+        "kueue.x-k8s.io/priority-class": cluster_queue,
+    }
+    container = {
+        "name": "main",
+        "image": NOOP,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python", "-c", "import time; time.sleep(20)"],
+        "resources": {"requests": SIZE, "limits": {"cpu": "1", "memory": "256Mi"}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "urgent", "namespace": acme.namespace, "labels": labels},
+        "spec": {"restartPolicy": "Never", "containers": [container]},
+    }
+    kubectl("create", "-f", "-", text=json.dumps(pod))
+    wait_for("the training in the queue again", lambda: gated(acme, "preempted"), 120)
+    ended = acme.ended("preempted", 240)
+    assert ended["status"]["phase"] == "Succeeded", why(acme, ended)
+    first, *more = nodes(ended, "train")
+    assert first["phase"] != "Succeeded"
+    assert "pod deleted" in first["message"]
+    assert more[-1]["phase"] == "Succeeded"

@@ -1,0 +1,207 @@
+"""What Argo and the API server say, in a person's words; the rest is in tests/e2e."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cli.main import main
+from cli.run import Duration
+from kuznia.errors import DependencyError, InputError
+from workflows.cluster import RIGHTS, refusal
+from workflows.nodes import facts_of, result_of, step_nodes
+
+ARGO_FORBIDS = (
+    'workflows.argoproj.io is forbidden: User "anna@example.org" cannot create resource '
+    '"workflows" in API group "argoproj.io" in the namespace "acme-training"'
+)
+
+
+def workflow(phase: str | None, *nodes: dict[str, Any], **status: Any) -> dict[str, Any]:
+    """A Workflow as Argo has it, with the nodes of its steps."""
+    root = {"id": "run", "name": "run", "displayName": "run", "type": "DAG"}
+    known = {node["id"]: node for node in (root, *nodes)} if nodes else {}
+    config = "tenant: acme\nmodel: support\n"
+    return {
+        "metadata": {
+            "name": "run",
+            "namespace": "acme-training",
+            "creationTimestamp": "2026-11-21T15:00:00Z",
+        },
+        "spec": {
+            "workflowTemplateRef": {"name": "kuznia-finetune-0-1-0"},
+            "arguments": {"parameters": [{"name": "config", "value": config}]},
+        },
+        "status": {"nodes": known, **({"phase": phase} if phase else {}), **status},
+    }
+
+
+def tried(step: str, phase: str, *attempts: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
+    """A step's node with its attempts."""
+    pods = [
+        {
+            "id": f"run-{step}-{number}",
+            "name": f"run.{step}({number})",
+            "displayName": f"{step}({number})",
+            "type": "Pod",
+            "boundaryID": "run",
+            "startedAt": "2026-11-21T15:00:00Z",
+            "finishedAt": "2026-11-21T15:00:10Z",
+            **attempt,
+        }
+        for number, attempt in enumerate(attempts)
+    ]
+    # The next step's node stands among the children of a step, as in Argo.
+    children = [*(pod["id"] for pod in pods), "run-next"]
+    about = {"id": f"run-{step}", "name": f"run.{step}", "displayName": step, "boundaryID": "run"}
+    return [{**about, "type": "Retry", "phase": phase, "children": children, **more}, *pods]
+
+
+def failed(code: int, text: str = "") -> dict[str, Any]:
+    message = f"main: Error (exit code {code})" + (f": {text}" if text else "")
+    return {"phase": "Failed", "message": message, "outputs": {"exitCode": str(code)}}
+
+
+def test_an_unset_phase_is_pending_and_not_the_end() -> None:
+    facts = facts_of(workflow(None))
+    assert (facts["phase"], facts["exit_code"]) == ("Pending", None)
+    assert next(iter(facts["steps"])) == "plan" and len(facts["steps"]) == 9
+    assert {step["phase"] for step in facts["steps"].values()} == {"Pending"}
+    assert (facts["tenant"], facts["model"]) == ("acme", "support")
+    waits = facts_of(workflow("Pending", message="Waiting for a lock.\nLock status: 0/1"))
+    assert (waits["message"], waits["exit_code"]) == ("Waiting for a lock. Lock status: 0/1", None)
+
+
+def test_a_mistake_is_told_in_the_steps_own_words() -> None:
+    text = "error: config: seed: is -1; set it\nerror: config: base: no such; choose one\n"
+    nodes = tried(
+        "plan", "Failed", failed(2, text), message="retryStrategy.expression evaluated to false"
+    )
+    result, facts = result_of(workflow("Failed", *nodes)), facts_of(workflow("Failed", *nodes))
+    assert (result.exit_code, result.failed, result.phase) == (2, "plan", "Failed")
+    assert facts["steps"]["plan"] == {
+        "phase": "Failed",
+        "attempts": 1,
+        "seconds": 10.0,
+        "exit_code": 2,
+        "message": "config: seed: is -1; set it\nconfig: base: no such; choose one",
+    }
+
+
+def test_an_attempt_that_is_made_again_is_told() -> None:
+    attempts = failed(3, "error: no answer"), {"phase": "Running", "finishedAt": None}
+    step = facts_of(workflow("Running", *tried("plan", "Running", *attempts)))["steps"]["plan"]
+    assert (step["phase"], step["attempts"]) == ("Running", 2)
+    assert step["message"] == "attempt 1 failed (exit code 3), tried again: no answer"
+    done = {"phase": "Succeeded"}
+    step = facts_of(workflow("Running", *tried("plan", "Succeeded", attempts[0], done)))
+    assert step["steps"]["plan"]["message"] == ""
+
+
+@pytest.mark.parametrize(
+    ("attempt", "code", "words"),
+    [
+        (failed(75, "error: preempted"), 75, "preempted"),
+        (failed(1), 1, "ended with exit code 1"),
+        ({"phase": "Failed", "message": "OOMKilled (exit code 137)"}, 137, "ran out of memory"),
+        ({"phase": "Error", "message": "pod deleted"}, 3, "pod deleted"),
+        ({"phase": "Error", "message": "init: Error (exit code 2): no disk"}, 3, "no disk"),
+    ],
+)
+def test_exit_codes(attempt: dict[str, Any], code: int, words: str) -> None:
+    nodes = tried("train", "Failed", attempt)
+    ended = workflow("Failed", *tried("plan", "Succeeded", {"phase": "Succeeded"}), *nodes)
+    assert (result_of(ended).exit_code, result_of(ended).failed) == (code, "train")
+    assert words in facts_of(ended)["steps"]["train"]["message"]
+
+
+def test_what_a_pod_waits_for_is_told_unless_it_is_usual() -> None:
+    def waits(message: str) -> dict[str, Any]:
+        pod = {"phase": "Pending", "message": message, "finishedAt": None}
+        facts = facts_of(workflow("Running", *tried("train", "Running", pod)))
+        found: dict[str, Any] = facts["steps"]["train"]
+        return found
+
+    assert waits("Unschedulable: 0/1 nodes")["message"] == "Unschedulable: 0/1 nodes"
+    assert (waits("PodInitializing")["message"], waits("")["phase"]) == ("", "Pending")
+    lock = tried("train", "Pending", message="Waiting for acme/hardware lock. Lock status: 0/1")
+    assert "lock" in facts_of(workflow("Running", *lock))["steps"]["train"]["message"]
+
+
+def test_a_run_that_a_person_stopped() -> None:
+    nodes = tried("plan", "Running", failed(143))
+    stopped = workflow("Failed", *nodes, message="Stopped with strategy 'Stop'")
+    stopped["spec"]["shutdown"] = "Stop"
+    assert (result_of(stopped).phase, result_of(stopped).exit_code) == ("Interrupted", 130)
+    queued = workflow("Pending", message="Waiting for a lock")
+    queued["spec"]["shutdown"] = "Stop"
+    assert facts_of(queued)["message"] == "told to stop; Waiting for a lock"
+
+
+def test_a_run_that_never_came_to_a_step() -> None:
+    ended = workflow("Failed", message="invalid spec: templates.plan: no such field")
+    assert (result_of(ended).exit_code, result_of(ended).failed) == (1, None)
+    nodes = tried("plan", "Succeeded", {"phase": "Succeeded"})
+    late = workflow("Error", *nodes, message="Max duration limit exceeded")
+    assert (result_of(late).exit_code, result_of(late).phase) == (3, "Failed")
+
+
+def test_outputs_and_order_come_from_the_workflow_itself() -> None:
+    done = {"parameters": [{"name": "outputs", "value": '{"a": 1}'}]}
+    nodes = tried("first", "Succeeded", {"phase": "Succeeded"}, outputs=done)
+    tasks = [{"name": "first"}, {"name": "second"}]
+    stored = {"entrypoint": "x", "templates": [{"name": "x", "dag": {"tasks": tasks}}]}
+    whole = workflow("Succeeded", *nodes, storedWorkflowTemplateSpec=stored)
+    assert list(facts_of(whole)["steps"]) == ["first", "second"]
+    assert result_of(whole).outputs == {"first.outputs": '{"a": 1}'}
+    packed = gzip.compress(json.dumps(whole["status"].pop("nodes")).encode())
+    whole["status"]["compressedNodes"] = base64.b64encode(packed).decode()
+    assert result_of(whole).outputs == {"first.outputs": '{"a": 1}'}
+    assert step_nodes(whole, {}) == {"first": None, "second": None}
+
+
+def test_refusals_name_place_fault_and_way_out() -> None:
+    def said(status: int, reason: str = "") -> tuple[type[Exception], str]:
+        place = "namespace acme-training"
+        error = refusal(status, reason, "create", "workflows", place, "https://api")
+        return type(error), str(error)
+
+    assert said(403, ARGO_FORBIDS) == (
+        InputError,
+        "namespace acme-training: anna@example.org may not create workflows; ask who runs the "
+        "platform for the tenant's role there, or name another namespace with --namespace",
+    )
+    kind, text = said(403, "exceeded quota: runs")
+    assert kind is InputError and "refuses to create workflows: exceeded quota: runs" in text
+    assert said(401) == (
+        InputError,
+        "https://api: does not know your login; log in to the cluster again",
+    )
+    for status in (0, 429, 500, 503):
+        assert said(status)[0] is DependencyError
+
+
+def test_durations() -> None:
+    convert = Duration().convert
+    assert [convert(text, None, None) for text in ("90s", "30m", "24h")] == [90, 1800, 86400]
+    done = CliRunner().invoke(main, ["run", "x.yaml", "--on", "cluster", "--deadline", "1 day"])
+    assert done.exit_code == 2 and "write 90s, 30m or 24h" in done.stderr
+
+
+def test_options_of_a_cluster_are_refused_here() -> None:
+    for command in (["run", "x.yaml", "--detach"], ["logs", "-n", "a"], ["runs", "--context", "a"]):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 2 and "add --on cluster or leave it out" in done.stderr, command
+
+
+def test_the_howto_lists_every_right() -> None:
+    from workflows.environments import ROOT
+
+    text = (ROOT / "docs/howto/run-on-a-cluster.md").read_text("utf-8")
+    for resource, verbs in RIGHTS.items():
+        assert f"| {resource} | {', '.join(verbs)} |" in text
