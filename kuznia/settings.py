@@ -54,6 +54,11 @@ def gpu_classes() -> list[str] | None:
     return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
 
 
+def in_a_pod() -> bool:
+    """Whether this runs on a cluster, where a step's own folder dies with its pod."""
+    return "KUZNIA_POD_CPU" in os.environ
+
+
 def pod_size(what: Literal["CPU", "MEMORY", "DISK"]) -> float | None:
     """Cores or GiB of a pod that trains, where the platform team has said so."""
     given = os.environ.get(f"KUZNIA_POD_{what}")

@@ -74,9 +74,11 @@ def fetch(store: Store, prefix: str, output: Path) -> None:
         for step in sorted(map(int, store.folders(prefix)), reverse=True):
             copy = Path(folder) / f"checkpoint-{step}"
             try:
-                store.get_folder(f"{prefix}/{step}", copy)
+                found = store.get_folder(f"{prefix}/{step}", copy)
             except FileNotFoundError:
                 continue
+            if found != copy:
+                shutil.copytree(found, copy)
             copy.rename(output / copy.name)
             return
 

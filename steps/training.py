@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from kuznia import settings
 from kuznia.contracts.steps import TrainInputs
 from kuznia.errors import DependencyError, Preempted
 from kuznia.progress import progress, say
@@ -74,8 +75,8 @@ class Reports:
 class Listener:
     """Takes the trainer's events: progress lines, reports, and copies of checkpoints.
 
-    Checkpoints are copied to a store elsewhere, since a pod's disk dies with it; a local store
-    lies on the same machine as the step's folder and would only hold them twice.
+    Checkpoints are copied to the store, since a pod's disk dies with it; on one machine a local
+    store lies beside the step's folder and would only hold them twice.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Listener:
             self.diverged = event["step"]
         elif kind == "save":
             self.saved = Path(event["path"])
-            if self._store.local_path(self._checkpoints) is None:
+            if self._store.local_path(self._checkpoints) is None or settings.in_a_pod():
                 self._copies.submit(self._copy, self.saved)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Pods that use the hardware wait in Kueue's queue; one that Kueue preempts is tried again.
+"""Pods that use the hardware wait in Kueue's queue, and no others.
 
 The steps do nothing (tests/e2e/noop), so no GPU is needed: the queue counts cores.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kuznia import __version__
-from tests.e2e.cluster import Tenant, kubectl, nodes, wait_for, why
+from tests.e2e.cluster import Tenant, kubectl, wait_for, why
 from tests.e2e.conftest import MakeTenant
 
 pytestmark = pytest.mark.timeout(600)
@@ -90,39 +90,3 @@ def test_a_second_training_waits_for_the_first(acme: Tenant) -> None:
         for step in ("plan", "data-check", "register"):
             (pod,) = acme.pods(run, step)
             assert "kueue.x-k8s.io/managed" not in pod["metadata"]["labels"], step
-
-
-def test_a_preempted_training_is_tried_again(acme: Tenant, cluster_queue: str) -> None:
-    acme.submit("preempted", "model: noop")
-    wait_for("the training", lambda: running(acme, "preempted"), 120)
-    labels = {
-        "kueue.x-k8s.io/queue-name": "training",
-        "kueue.x-k8s.io/priority-class": cluster_queue,
-    }
-    container = {
-        "name": "main",
-        "image": NOOP,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "-c", "import time; time.sleep(20)"],
-        "resources": {"requests": SIZE, "limits": {"cpu": "1", "memory": "256Mi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "runAsNonRoot": True,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-    }
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "urgent", "namespace": acme.namespace, "labels": labels},
-        "spec": {"restartPolicy": "Never", "containers": [container]},
-    }
-    kubectl("create", "-f", "-", text=json.dumps(pod))
-    wait_for("the training in the queue again", lambda: gated(acme, "preempted"), 120)
-    ended = acme.ended("preempted", 240)
-    assert ended["status"]["phase"] == "Succeeded", why(acme, ended)
-    first, *more = nodes(ended, "train")
-    assert first["phase"] != "Succeeded"
-    assert "pod deleted" in first["message"]
-    assert more[-1]["phase"] == "Succeeded"
