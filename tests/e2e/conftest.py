@@ -3,6 +3,7 @@ images of this version; `make e2e` says how."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
@@ -25,6 +26,7 @@ from tests.fixtures.plans import cpu_plan
 from workflows.environments import ROOT, python_of, variables_of
 
 MakeTenant = Callable[..., Tenant]
+NUMBERS = itertools.count(1)
 SPEC = {
     "tenant": "demo",
     "model": "guide",
@@ -64,7 +66,8 @@ def tenants(mark: str, s3: S3) -> Iterator[MakeTenant]:
     with ExitStack() as stack:
 
         def make(name: str, **values: Any) -> Tenant:
-            name = f"{mark}-{name}"
+            # Modules share the S3 server, so the same name would be the same account.
+            name = f"{mark}-{name}-{next(NUMBERS)}"
             keys = s3.account(name)
             settings = S3_SETTINGS | {"AWS_ENDPOINT_URL": s3.inside}
             # The store is reached by its Service's port, which is not 443.
