@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import string
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -149,9 +149,9 @@ class Tenant:
     def kuznia(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """Run the command as a person of the tenant."""
         return subprocess.run(
-            [shutil.which("kuznia") or "kuznia", *arguments],
+            [sys.executable, "-m", "cli.main", *arguments],
             cwd=cwd,
-            env=os.environ | self.variables,
+            env=os.environ | self.variables | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,
@@ -250,9 +250,12 @@ def workspace(tenant: Tenant, values: dict[str, Any], secret: dict[str, str]) ->
         }
         run(
             *("helm", "install", tenant.name, str(ROOT / "helm" / "workspace")),
-            *("--namespace", tenant.namespace, "--values", "-", "--wait", "--timeout", "180s"),
+            *("--namespace", tenant.namespace, "--values", "-"),
             text=yaml.safe_dump(base | values),
         )
+        # Not by Helm, which would wait for claims that nothing uses yet.
+        if (base | values).get("mlflow", {}).get("enabled", True):
+            kubectl("-n", tenant.namespace, "rollout", "status", "deploy/mlflow", "--timeout=180s")
         yield tenant
     finally:
         kubectl("delete", "namespace", tenant.namespace, "--wait=false")
