@@ -18,6 +18,8 @@ from kuznia.errors import DependencyError, InputError
 UNREACHABLE = frozenset(
     ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
 )
+VOLUME = "volume://"
+"""Scheme of a source on a cluster's volume, which MLflow's server takes where it refuses file://."""
 REFUSED = frozenset(("UNAUTHENTICATED", "PERMISSION_DENIED"))
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -203,7 +205,7 @@ def _version(version: Any, aliases: tuple[str, ...]) -> ModelVersion:
     return ModelVersion(
         name=version.name,
         number=int(version.version),
-        uri=version.source,
+        uri=version.source.replace(VOLUME, "file://", 1),
         run_id=version.run_id or None,
         aliases=aliases,
         tags=dict(version.tags),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from kuznia import __version__
+from kuznia import __version__, settings
 from kuznia.contracts.steps import RegisterInputs, RegisterOutputs
 from kuznia.errors import InputError
-from kuznia.registry import mlflow_answers, mlflow_client
+from kuznia.registry import VOLUME, mlflow_answers, mlflow_client
 from steps.context import Context
 
 STAGING = "staging"
@@ -125,6 +125,9 @@ def _create(client: Any, name: str, inputs: RegisterInputs, context: Context) ->
     from mlflow.exceptions import MlflowException
 
     source = context.store.uri_of(inputs.export.folder.key)
+    if settings.in_a_pod():
+        # A server takes no local folder; this one is a volume that whoever reads it mounts, too.
+        source = source.replace("file://", VOLUME, 1)
     tags = {**_tags(inputs), "lifecycle": "candidate"}
     try:
         made = client.create_model_version(

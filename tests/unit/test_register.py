@@ -218,6 +218,12 @@ def test_a_server_registers_once_refuses_local_folders_and_may_stop(
     with pytest.raises(InputError, match=r"refuses file:///.* as a model's source"):
         register.run(other, context_for(url, tmp_path))
     assert len(Registry(url).versions()) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        # In a pod the folder is on a volume.
+        patch.setenv("KUZNIA_POD_CPU", "1")
+        register.run(other, context_for(url, tmp_path))
+    uris = [version.uri for version in Registry(url).versions()]
+    assert any(uri.startswith("file:///") and uri.endswith("/999999999999") for uri in uris)
 
     os.killpg(process.pid, signal.SIGKILL)
     with pytest.raises(DependencyError, match=f"MLflow at {url} does not answer"):
