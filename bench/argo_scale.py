@@ -24,8 +24,9 @@ import httpx
 from bench.results import machine, save, spread
 from kuznia import __version__
 from kuznia.progress import say
-from tests.e2e.cluster import ENDED, Tenant, forwarded, kubectl, wait_for, workspace
+from tests.e2e.cluster import Tenant, forwarded, kubectl, wait_for, workspace
 from workflows.finetune import CHAIN, NAME, build
+from workflows.nodes import ENDED
 
 IMAGE = f"kuznia/noop:{__version__}"
 SIZES = [int(size) for size in os.environ.get("KUZNIA_BENCH_RUNS", "10 50 200").split()]

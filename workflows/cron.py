@@ -8,7 +8,8 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from kuznia.errors import InputError
-from workflows.render import labels_of, namespace_of, submission, template
+from workflows.render import labels_of, namespace_of, submission
+from workflows.submit import compiled
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -45,7 +46,7 @@ def cron(path: Path, schedule: str, timezone: str | None, namespace: str | None)
         "failedJobsHistoryLimit": 3,
         "workflowMetadata": {"labels": labels_of(submitted)},
         "workflowSpec": {
-            "workflowTemplateRef": {"name": template()["metadata"]["name"]},
+            "workflowTemplateRef": {"name": compiled()["metadata"]["name"]},
             "arguments": {"parameters": [{"name": "config", "value": submitted.config}]},
         },
     }

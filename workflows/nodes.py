@@ -13,7 +13,7 @@ import yaml
 from kuznia.errors import DependencyError, KuzniaError
 from kuznia.failures import ended
 from workflows.local import INTERRUPTED, Result
-from workflows.submit import TEMPLATE
+from workflows.submit import compiled
 
 ENDED = ("Succeeded", "Failed", "Error")
 """Phases in which Argo does nothing more; an unset phase and Pending are not among them."""
@@ -87,7 +87,7 @@ def nodes_of(workflow: dict[str, Any]) -> dict[str, Any]:
 def step_nodes(workflow: dict[str, Any], nodes: dict[str, Any]) -> dict[str, Any]:
     """Each step's node by the step's name, in the chain's order; None where it has not begun."""
     stored = workflow.get("status", {}).get("storedWorkflowTemplateSpec")
-    spec = stored or yaml.safe_load(TEMPLATE.read_text("utf-8"))["spec"]
+    spec = stored or compiled()["spec"]
     (chain,) = (each for each in spec["templates"] if each["name"] == spec["entrypoint"])
     run = workflow["metadata"].get("name")
     found = {n["displayName"]: n for n in nodes.values() if n.get("boundaryID") == run}

@@ -8,15 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import kuznia.settings
 from kuznia.contracts.base import digest_of
 from kuznia.contracts.runspec import RunSpec
 from kuznia.errors import DependencyError, InputError
 from workflows.cluster import Cluster
 from workflows.nodes import ENDED
-from workflows.submit import TEMPLATE, Submission, check, prepare
+from workflows.render import labels_of
+from workflows.submit import Submission, check, compiled, prepare
 
 SETTINGS = "kuznia"
 """The ConfigMap with the environment variables of every step."""
@@ -130,14 +129,13 @@ def _delete(cluster: Cluster, workflow: dict[str, Any]) -> None:
 
 def manifest_of(submission: Submission, namespace: str) -> dict[str, Any]:
     """The Workflow of a run: the installed template, with the run spec as its one argument."""
-    spec = submission.spec
     return {
         "apiVersion": "argoproj.io/v1alpha1",
         "kind": "Workflow",
         "metadata": {
             "name": submission.run,
             "namespace": namespace,
-            "labels": {"kuznia.tenant": spec.tenant, "kuznia.model": spec.model},
+            "labels": labels_of(submission),
         },
         "spec": {
             "workflowTemplateRef": {"name": template_name()},
@@ -148,7 +146,7 @@ def manifest_of(submission: Submission, namespace: str) -> dict[str, Any]:
 
 def template_name() -> str:
     """Name of the installed WorkflowTemplate that this version's runs are made from."""
-    name: str = yaml.safe_load(TEMPLATE.read_text("utf-8"))["metadata"]["name"]
+    name: str = compiled()["metadata"]["name"]
     return name
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kuznia import __version__
 from kuznia.errors import InputError
-from workflows.submit import TEMPLATE, Submission, check, prepare
+from workflows.submit import Submission, check, compiled, prepare
 
 
 def template(replaced: Iterable[str] = (), namespace: str | None = None) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def template(replaced: Iterable[str] = (), namespace: str | None = None) -> dict
 
     Raises InputError for a NAME that no step uses and for a REF that is no image reference.
     """
-    document: dict[str, Any] = yaml.safe_load(TEMPLATE.read_text("utf-8"))
+    document = deepcopy(compiled())
     containers = [t["container"] for t in document["spec"]["templates"] if "container" in t]
     ours = re.compile(rf"kuznia/([a-z]+):{re.escape(__version__)}")
     names = sorted({found[1] for c in containers if (found := ours.fullmatch(c["image"]))})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ class Submission:
     """`spec` as YAML, every default written out."""
     text: str
     """What the person wrote."""
+
+
+@cache
+def compiled() -> dict[str, Any]:
+    """The compiled WorkflowTemplate, read once; to change it, change a copy."""
+    document: dict[str, Any] = yaml.safe_load(TEMPLATE.read_text("utf-8"))
+    return document
 
 
 def prepare(path: Path) -> Submission:

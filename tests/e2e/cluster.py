@@ -19,11 +19,11 @@ import yaml
 
 from workflows.environments import ROOT
 from workflows.finetune import NAME
+from workflows.nodes import ENDED
 
 HERE = Path(__file__).parent
 S3_IMAGE = os.environ.get("KUZNIA_E2E_S3_IMAGE", "versity/versitygw:v1.8.0")
 S3_PROGRAM = os.environ.get("KUZNIA_E2E_S3_PROGRAM", "/app/versitygw")
-ENDED = ("Succeeded", "Failed", "Error")
 PODS = {
     "heavy": {
         "requests": {"cpu": "500m", "memory": "2Gi", "ephemeral-storage": "1Gi"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +11,10 @@ from typing import Any
 import pytest
 
 from kuznia import __version__
+from tests.e2e.cluster import kubectl
 from workflows.finetune import CHAIN
 
 PROGRAM = (Path(__file__).parent / "image_smoke.py").read_text("utf-8")
-pytestmark = pytest.mark.cluster
-
-
-def kubectl(*words: str, stdin: str | None = None) -> str:
-    """What kubectl prints; fails the test with what it says otherwise."""
-    done = subprocess.run(
-        ["kubectl", *words], input=stdin, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +27,7 @@ def namespace() -> Iterator[str]:
         "kind": "Namespace",
         "metadata": {"name": name, "labels": labels},
     }
-    kubectl("create", "-f", "-", stdin=json.dumps(made))
+    kubectl("create", "-f", "-", text=json.dumps(made))
     yield name
     kubectl("delete", "namespace", name)
 
@@ -81,7 +71,7 @@ def pod(image: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("image", ["platform", "mlflow", "train", "serve"])
 def test_image_works_as_a_restricted_pod(image: str, namespace: str) -> None:
-    kubectl("-n", namespace, "create", "-f", "-", stdin=json.dumps(pod(image)))
+    kubectl("-n", namespace, "create", "-f", "-", text=json.dumps(pod(image)))
     kubectl(
         *("-n", namespace, "wait", f"pod/{image}", "--timeout=300s"),
         "--for=jsonpath={.status.containerStatuses[0].state.terminated}",

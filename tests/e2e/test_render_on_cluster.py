@@ -15,8 +15,6 @@ from cli.main import main
 from tests.e2e.cluster import kubectl
 from workflows.cron import schedule_problems
 
-pytestmark = pytest.mark.cluster
-
 SPEC = """\
 tenant: acme
 model: support

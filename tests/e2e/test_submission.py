@@ -31,7 +31,6 @@ from workflows.environments import ROOT
 from workflows.on_cluster import template_name
 from workflows.submit import TEMPLATE, prepare
 
-pytestmark = pytest.mark.cluster
 SPEC = {
     "base": "smollm2-135m-instruct",
     "data": {"train": "file:///storage/train.jsonl", "format": "alpaca"},
