@@ -6,7 +6,7 @@ include images/versions.env
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup environments check test e2e demo generate lock images bench clean
+.PHONY: help setup environments check test charts e2e demo generate lock images bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,18 +27,22 @@ setup: .venv/.complete ## Make .venv with everything to work on Kuźnia
 environments: setup ## Install the environments of all images (5 GB, done on first use otherwise)
 	python -m workflows.environments
 
-check: setup ## Format, lint, types, layers, generated files
+check: setup ## Format, lint, types, layers, generated files, the registry in git
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports
 	python -m scripts.generate --check
+	kuznia check
 
 test: setup ## All tests that need no cluster and no GPU
 	pytest -n 2 --dist loadfile --durations=15
 
-e2e: setup ## Tests on the cluster of KUBECONFIG (docs/howto/test-on-a-cluster.md)
-	pytest -m cluster tests/e2e --durations=10
+charts: setup ## Tests of the charts; they need helm and no cluster
+	pytest -n 2 -m chart tests/charts --durations=5
+
+e2e: setup ## Tests of the charts, and on the cluster of KUBECONFIG (docs/howto/test-on-a-cluster.md)
+	pytest -m "chart or cluster" tests/charts tests/unit/test_generated.py tests/e2e --durations=10
 
 demo: setup ## Fine-tune, register, document and serve a small model; DATA=file.csv for your own rows
 	kuznia demo $(if $(DATA),--data $(DATA))

@@ -1,4 +1,4 @@
-"""Say what is wrong with run specs, and what a run would do, without running."""
+"""Say what is wrong with run specs and with the registry in git, without running anything."""
 
 from __future__ import annotations
 
@@ -12,24 +12,67 @@ from cli.output import in_spec, print_json
 from kuznia.errors import InputError
 
 if TYPE_CHECKING:
+    from kuznia.contracts.catalogue import Catalogue
     from kuznia.contracts.steps import PlanOutputs
 
 
-@click.command(epilog="example: kuznia check train.yaml")
+EPILOG = """\b
+examples:
+  kuznia check train.yaml                   a run spec, and what a run would do
+  kuznia check                              the registry in git, where there is one here
+  kuznia check --against origin/main        and what a pull request may not change in it
+  kuznia check --against origin/main --mlflow   and whether MLflow knows what it deploys
+"""
+
+
+@click.command(epilog=EPILOG)
 @click.argument("specs", nargs=-1, metavar="[SPEC]...", type=click.Path(path_type=Path))
+@click.option("--against", metavar="REVISION", help="Check the change of the registry since then.")
+@click.option(
+    "--mlflow",
+    is_flag=True,
+    help="Ask MLFLOW_TRACKING_URI for every release; with --against for those that changed.",
+)
+@click.option(
+    "--approved-by",
+    multiple=True,
+    metavar="NAME",
+    help="Who approved the change, with --against: high risk in production needs two.",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=".",
+    help="The checkout with argocd/registry; the current folder unless given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plans as JSON.")
-def command(specs: tuple[Path, ...], as_json: bool) -> None:
-    """Check the catalogue and every run spec named, and print what each run would do.
+def command(
+    specs: tuple[Path, ...],
+    against: str | None,
+    mlflow: bool,
+    approved_by: tuple[str, ...],
+    root: Path,
+    as_json: bool,
+) -> None:
+    """Check the catalogue, the registry in git, and every run spec named; print what runs would do.
 
     Every fault is named at once, one a line; exit code 2 if there is one.
     """
     from kuznia.contracts.catalogue import catalogue_path, load_catalogue
+    from kuznia.tree import REGISTRY
 
-    load_catalogue()
+    catalogue = load_catalogue()
     plans: dict[str, PlanOutputs] = {}
     problems: list[str] = []
     if not as_json:
         click.echo(f"{catalogue_path()}: ok")
+    if (root / REGISTRY).is_dir():
+        found = _registry(root, catalogue, against, mlflow, approved_by)
+        problems += found
+        if not found and not as_json:
+            click.echo(f"{REGISTRY}: ok")
+    elif against or mlflow:
+        problems.append(f"{root / REGISTRY}: is not here; name the checkout with --root")
     for path in specs:
         try:
             plans[str(path)], words = _plan(path)
@@ -42,6 +85,48 @@ def command(specs: tuple[Path, ...], as_json: bool) -> None:
         print_json({path: plan.model_dump(mode="json") for path, plan in plans.items()})
     if problems:
         raise InputError(problems)
+
+
+def _registry(
+    root: Path,
+    catalogue: Catalogue,
+    against: str | None,
+    mlflow: bool,
+    approved_by: tuple[str, ...],
+) -> list[str]:
+    """What is wrong with the registry in git, and with its change since `against`."""
+    from kuznia import settings
+    from kuznia.registry import Registry
+    from kuznia.tree import load_tree, read_tree, tree_at
+    from kuznia.tree_checks import (
+        problems_of_approval,
+        problems_of_change,
+        problems_of_registration,
+        problems_of_tree,
+    )
+
+    try:
+        tree = load_tree(root)
+    except InputError as error:
+        return error.problems
+    problems = problems_of_tree(tree, catalogue)
+    asked = list(tree.releases)
+    if against:
+        try:
+            with tree_at(root, against) as folder:
+                # Whatever could be read of it: a change may mend what is wrong there.
+                old, _ = read_tree(folder)
+        except InputError as error:
+            return [*problems, *error.problems]
+        if old:
+            problems += problems_of_change(old, tree)
+            if approved_by:
+                problems += problems_of_approval(old, tree, set(approved_by))
+        before = {each.path: each.release for each in old.releases} if old else {}
+        asked = [each for each in asked if before.get(each.path) != each.release]
+    if mlflow and asked:
+        problems += problems_of_registration(asked, Registry(settings.tracking_uri()))
+    return problems
 
 
 def _plan(path: Path) -> tuple[PlanOutputs, str]:

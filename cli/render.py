@@ -1,12 +1,17 @@
-"""Print what a cluster is given: the template, a plain Job, a schedule."""
+"""Make what Argo CD reads from the registry in git; print what a cluster is given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from kuznia.errors import InputError
+
+if TYPE_CHECKING:
+    from kuznia.tree import Tree
 
 SPEC = click.argument("spec", type=click.Path(path_type=Path))
 NAMESPACE = click.option(
@@ -21,9 +26,68 @@ IMAGES = click.option(
 )
 
 
-@click.group(epilog="example: kuznia render template | kubectl apply -n acme-training -f -")
-def command() -> None:
-    """Print YAML for a cluster on stdout; nothing is sent anywhere."""
+EPILOG = """\b
+examples:
+  kuznia render                 make argocd/generated anew
+  kuznia render --tree          and show everything that a cluster would apply
+  kuznia render --diff main     what would change on the cluster, for a pull request
+  kuznia render template | kubectl apply -n acme-training -f -
+"""
+
+
+@click.group(epilog=EPILOG, invoke_without_command=True)
+@click.option("--check", is_flag=True, help="Write nothing; fail if a generated file differs.")
+@click.option("--tree", is_flag=True, help="Show every object that the cluster would apply.")
+@click.option("--diff", metavar="REVISION", help="Show what changes on the cluster since REVISION.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=".",
+    help="The checkout; the current folder unless given.",
+)
+@click.pass_context
+def command(ctx: click.Context, check: bool, tree: bool, diff: str | None, root: Path) -> None:
+    """Turn argocd/registry into argocd/generated, argocd/bootstrap.yaml and CODEOWNERS.
+
+    Its commands print YAML for a cluster on stdout. Nothing is sent anywhere.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from kuznia import generated
+    from kuznia.contracts.catalogue import load_catalogue
+    from kuznia.tree import load_tree
+
+    declared, catalogue = load_tree(root), load_catalogue()
+    if check:
+        if stale := generated.stale(declared, catalogue):
+            raise InputError(
+                f"{path}: is not what argocd/registry makes; run `kuznia render`" for path in stale
+            )
+    else:
+        for path in generated.write(declared, catalogue):
+            click.echo(path, err=tree or diff is not None)
+    if tree or diff:
+        _show(declared, diff)
+
+
+def _show(declared: Tree, revision: str | None) -> None:
+    """The picture as a tree, or as what changes from `revision`; exit code 2 if a part fails."""
+    from kuznia.picture import difference, lines, picture
+    from kuznia.tree import load_tree, tree_at
+
+    new = picture(declared)
+    if revision is None:
+        shown = lines(new)
+    else:
+        with tree_at(declared.root, revision) as folder:
+            shown = difference(picture(load_tree(folder)), new)
+    for line in shown:
+        click.echo(line)
+    if failed := [each for each in new if each.failure]:
+        raise InputError(
+            f"{each.source}: {each.name} cannot be rendered: {each.failure.splitlines()[-1]}"
+            for each in failed
+        )
 
 
 @command.command(

@@ -1,28 +1,39 @@
 """What a folder holds: manifest.json with size and sha256 of every file.
 
 The digest of the manifest names the folder; its first 12 hex digits name a version. The manifest
-holds no time and no machine, so equal content has an equal name.
+holds no time and no machine, so equal content has an equal name. The signature lies beside it and
+is no part of it: who signed does not change what a version is.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from kuznia.contracts.base import Contract, canonical_json, problems_of
 from kuznia.errors import InputError
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
+"""The manifest's signature, where there is one (kuznia/signing.py)."""
 
 
 class ManifestEntry(Contract):
     path: str
     size: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise ValueError(f"{value!r} leads out of the folder; do not use this manifest")
+        return value
 
 
 class Manifest(Contract):
@@ -68,11 +79,17 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`; InputError if it is absent or not one."""
     place = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(place.read_bytes())
+        return parse_manifest(place.read_bytes(), str(place))
     except FileNotFoundError:
         raise InputError(f"{place}: is missing; this is not a published folder") from None
+
+
+def parse_manifest(data: bytes, place: str) -> Manifest:
+    """The manifest that `data` from `place` is; InputError if it is none."""
+    try:
+        return Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise InputError(problems_of(error, str(place))) from None
+        raise InputError(problems_of(error, place)) from None
 
 
 def manifest_digest(folder: Path) -> str:
@@ -115,4 +132,5 @@ def verify_folder(
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    own = (MANIFEST, SIGNATURE)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)

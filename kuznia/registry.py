@@ -79,6 +79,20 @@ class ModelVersion:
         }
 
 
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One registered model, as a list of all models shows it."""
+
+    name: str
+    """`<tenant>.<model>`"""
+    created: int
+    """Milliseconds since 1970; tells it from a deleted one of the same name."""
+    aliases: dict[str, int]
+    """Each alias with the number of the version that it points to."""
+    newest: dict[int, ModelVersion]
+    """The newest version by its number; it comes with the list."""
+
+
 def mlflow_client(uri: str) -> Any:
     """MLflow's client for `uri`, its own retries bounded; use it inside `mlflow_answers`."""
     for name, value in PATIENCE.items():
@@ -140,6 +154,35 @@ class Registry:
                 )
             ]
         return sorted(found, key=lambda version: (version.name, -version.number))
+
+    def models(self) -> list[RegisteredModel]:
+        """Every model with its aliases: one question for 1000 models, none for a version."""
+        with mlflow_answers(self.uri):
+            return [
+                RegisteredModel(
+                    name=model.name,
+                    created=model.creation_timestamp,
+                    aliases={alias: int(number) for alias, number in model.aliases.items()},
+                    newest={
+                        int(version.version): _version(version, _aliases(model, version))
+                        for version in model.latest_versions
+                    },
+                )
+                for model in _pages(self.client.search_registered_models, max_results=1000)
+            ]
+
+    def version(self, name: str, number: int) -> ModelVersion | None:
+        """One version; None if there is none of that number."""
+        from mlflow.exceptions import MlflowException
+
+        with mlflow_answers(self.uri):
+            try:
+                found = self.client.get_model_version(name, str(number))
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+        return _version(found, tuple(sorted(found.aliases)))
 
     def find(self, reference: str) -> ModelVersion:
         """The version that `reference` means.

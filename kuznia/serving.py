@@ -113,6 +113,8 @@ def variables(weights: Weights, *, gpu: bool, longest: int | None = None) -> dic
     """Environment of vLLM: nothing is sent anywhere, and the cache fits the context."""
     found = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if not gpu:
+        # Log-probabilities would be compiled on first use, by a C++ compiler that may not be here.
+        found["TORCHDYNAMO_DISABLE"] = "1"
         model = weights.base or weights.folder
         found["VLLM_CPU_KVCACHE_SPACE"] = str(cache_gib(model, context_length(model, longest)))
     return found

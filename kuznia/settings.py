@@ -16,6 +16,11 @@
 | KUZNIA_RENDEZVOUS      | host:port where several nodes meet; a  | none                          |
 |                        | Job of `kuznia render job` sets it     |                               |
 | KUZNIA_TERMINATION_LOG | where a step leaves its reason to fail | /dev/termination-log          |
+| KUZNIA_SIGNING_KEY     | private key that signs versions: the   | <home>/keys/signing.pem, made |
+|                        | path of a PEM file, or the PEM text    | on first use; in a pod none   |
+| KUZNIA_TRUSTED_KEYS    | folder of public keys (*.pem), one of  | none: the registered digest   |
+|                        | which must have signed what is served  | decides                       |
+| KUZNIA_HTTP_TOKEN      | bearer token for weights at https://   | none                          |
 
 Those of notifications are in docs/howto/get-notified.md.
 """
@@ -63,6 +68,17 @@ def pod_size(what: Literal["CPU", "MEMORY", "DISK"]) -> float | None:
     """Cores or GiB of a pod that trains, where the platform team has said so."""
     given = os.environ.get(f"KUZNIA_POD_{what}")
     return float(given) if given else None
+
+
+def signing_key() -> str:
+    """Path or text of the private key that signs versions; empty where none is named."""
+    return os.environ.get("KUZNIA_SIGNING_KEY", "")
+
+
+def trusted_keys() -> Path | None:
+    """Folder of the public keys that sign what may be served here; None: all may be served."""
+    given = os.environ.get("KUZNIA_TRUSTED_KEYS")
+    return Path(given) if given else None
 
 
 def queue() -> str:

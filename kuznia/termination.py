@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from kuznia.errors import InputError, KuzniaError
+
 _LIMIT = 4096
 """Bytes that Kubernetes keeps."""
 _SHORT = 1024
@@ -29,6 +31,15 @@ def report(problems: Sequence[str], retried: bool = False) -> None:
     for line in lines:
         print(line, file=sys.stderr)
     _leave("\n".join(lines), _SHORT if retried else _LIMIT)
+
+
+def report_failure(error: KuzniaError) -> int:
+    """Report what a program failed with; returns its exit code."""
+    if isinstance(error, InputError):
+        report(error.problems)
+    else:
+        report([str(error)], retried=True)
+    return error.exit_code
 
 
 def report_bugs() -> None:

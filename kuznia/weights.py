@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kuznia import settings, signing
 from kuznia.errors import InputError
-from kuznia.manifest import manifest_digest
+from kuznia.manifest import MANIFEST, SIGNATURE, manifest_digest
 from kuznia.registry import ModelVersion
 from kuznia.store import open_store
 
@@ -25,9 +26,18 @@ class Weights:
 def fetch_weights(version: ModelVersion, cache: Path) -> Weights:
     """The folders of a registered version, every file compared with what was registered.
 
-    Raises InputError if a file or the manifest differs, or is gone.
+    Raises InputError if a file or the manifest differs or is gone, or if KUZNIA_TRUSTED_KEYS is
+    set and the version is signed by none of them.
     """
     folder = _fetch(version.uri, version.digest, cache)
+    if trusted := settings.trusted_keys():
+        signature = folder / SIGNATURE
+        signing.check(
+            version.uri,
+            (folder / MANIFEST).read_bytes(),
+            signature.read_bytes() if signature.exists() else None,
+            signing.public_keys(trusted),
+        )
     if version.tags.get("mode") != "adapter":
         return Weights(version.served_name, folder)
     root = version.uri.partition("/models/")[0]

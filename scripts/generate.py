@@ -1,6 +1,7 @@
 """Remake every generated file: `python -m scripts.generate`; `--check` only compares.
 
-Compiled workflows, JSON schemas, command help, run spec reference, settings, performance figures.
+Compiled workflows, JSON schemas, command help, references of files, settings, performance figures,
+and what Argo CD reads of the registry in git.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.results import RESULTS, markdown
+from kuznia import generated as deployed
 from kuznia import settings
 from kuznia.contracts.base import Contract
-from kuznia.contracts.catalogue import Catalogue
+from kuznia.contracts.catalogue import Catalogue, load_catalogue
 from kuznia.contracts.llamafactory import OWNED
+from kuznia.contracts.release import Release
 from kuznia.contracts.runspec import RunSpec
+from kuznia.contracts.tenant import Platform, Tenant
 from kuznia.errors import DependencyError, InputError, KuzniaError, Preempted
+from kuznia.tree import load_tree
 from scripts import generate_schemas
 from workflows import compile as compiled
 from workflows.environments import ROOT
@@ -34,11 +39,15 @@ def generated() -> dict[Path, str]:
         **generate_schemas.generated(),
         Path("docs/reference/run-spec.md"): _keys("The run spec", RunSpec),
         Path("docs/reference/catalogue.md"): _keys("The catalogue", Catalogue),
+        Path("docs/reference/tenant.md"): _keys("A tenant", Tenant),
+        Path("docs/reference/platform.md"): _keys("The platform", Platform),
+        Path("docs/reference/release.md"): _keys("A release", Release),
         Path("docs/reference/commands.md"): _commands(),
         Path("docs/reference/settings.md"): _settings(),
         Path("docs/reference/exit-codes.md"): _exit_codes(),
         Path("docs/reference/owned-keys.md"): _owned_keys(),
         Path("docs/reference/performance.md"): _performance(),
+        **deployed.generated(load_tree(ROOT), load_catalogue()),
     }
 
 

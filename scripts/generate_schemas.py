@@ -14,10 +14,19 @@ from kuznia.contracts.base import Contract
 from kuznia.contracts.card import Card
 from kuznia.contracts.catalogue import Catalogue
 from kuznia.contracts.llamafactory import OWNED, known_keys
+from kuznia.contracts.release import Release
 from kuznia.contracts.runspec import RunSpec
+from kuznia.contracts.tenant import Platform, Tenant
 
 FOLDER = Path("kuznia/contracts/schemas")
-MODELS: dict[str, type[Contract]] = {"run-spec": RunSpec, "catalogue": Catalogue, "card": Card}
+MODELS: dict[str, type[Contract]] = {
+    "run-spec": RunSpec,
+    "catalogue": Catalogue,
+    "card": Card,
+    "tenant": Tenant,
+    "platform": Platform,
+    "release": Release,
+}
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 
 

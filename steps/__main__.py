@@ -24,7 +24,7 @@ from kuznia.contracts.base import Contract, canonical_json, digest_of, problems_
 from kuznia.contracts.runspec import parse_run_spec
 from kuznia.errors import InputError, KuzniaError
 from kuznia.store import open_store
-from kuznia.termination import report, report_bugs
+from kuznia.termination import report_bugs, report_failure
 from steps.context import Context
 
 STEPS: dict[str, tuple[type[Contract], type[Contract]]] = {
@@ -46,12 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         outputs = run_step(arguments.name, _inputs(arguments), _workdir(arguments))
-    except InputError as error:
-        report(error.problems)
-        return error.exit_code
     except KuzniaError as error:
-        report([str(error)], retried=True)
-        return error.exit_code
+        return report_failure(error)
     arguments.outputs.parent.mkdir(parents=True, exist_ok=True)
     arguments.outputs.write_bytes(canonical_json(outputs))
     return 0

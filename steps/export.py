@@ -2,9 +2,10 @@
 
 Reads: the base's folder and the trained weights.
 Writes: models/<tenant>/<model>/<version>: merged weights in the base's number format and files,
-    or with export.merge false the adapter alone; with tokenizer, chat template and licence.
-Fails when: the weights do not fit the base, cannot be merged exactly or are not finite (2); the
-    disk has no room or the store does not answer (3).
+    or with export.merge false the adapter alone; with tokenizer, chat template and licence, and
+    the manifest's signature where there is a key (kuznia/signing.py).
+Fails when: the weights do not fit the base, cannot be merged exactly or are not finite, or the
+    signing key is none (2); the disk has no room or the store does not answer (3).
 Safe to repeat because: equal inputs give equal bytes and so the same version; the store shows it
     only when it is whole, and one that is there is never touched.
 """
@@ -23,6 +24,7 @@ from kuznia.contracts.steps import ExportInputs, ExportOutputs
 from kuznia.errors import DependencyError
 from kuznia.manifest import write_manifest
 from kuznia.progress import progress
+from kuznia.signing import sign_folder
 from steps.context import Context
 from steps.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, cast_weights, merge_adapter
 
@@ -70,6 +72,7 @@ def run(inputs: ExportInputs, context: Context) -> ExportOutputs:
             "mode": mode,
         }
         digest = write_manifest(target, "version", about)
+        signed = sign_folder(target)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -79,6 +82,7 @@ def run(inputs: ExportInputs, context: Context) -> ExportOutputs:
     version = digest[:12]
     folder = context.publish(target, f"models/{spec.tenant}/{spec.model}/{version}")
     shutil.rmtree(target)
+    print(f"export: version {version}, {signed}", flush=True)
     return ExportOutputs(version=version, folder=folder, mode=mode, unchanged_share=unchanged)
 
 

@@ -102,7 +102,19 @@ def answer_all(
     max_new_tokens: int,
     say: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """One greedy answer a prompt, in their order, white space around it removed.
+    """One greedy answer a prompt, in their order, white space around it removed."""
+    found = answer_ids(model, tokenizer, prompts, max_new_tokens, say)
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
+
+
+def answer_ids(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Messages],
+    max_new_tokens: int,
+    say: Callable[[int], None] = lambda done: None,
+) -> list[list[int]]:
+    """Token ids of one greedy answer a prompt, in their order, up to and with what ended it.
 
     Batches of BATCH prompts of like length, padded on the left. Sampling settings and penalties
     of the model's own generation_config are not used. `say` gets the number of prompts done.
@@ -112,14 +124,15 @@ def answer_all(
 
     encoded = [prompt_ids(tokenizer, messages) for messages in prompts]
     order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index]), index))
+    stops = stop_ids(model, tokenizer)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model.generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=stop_ids(model, tokenizer),
+        eos_token_id=stops,
         pad_token_id=pad,
     )
-    answers = [""] * len(encoded)
+    answers: list[list[int]] = [[] for _ in encoded]
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         width = len(encoded[chosen[-1]])
@@ -132,7 +145,9 @@ def answer_all(
                 attention_mask=torch.tensor(mask, device=model.device),
             )
         for index, row in zip(chosen, out, strict=True):
-            answers[index] = tokenizer.decode(row[width:], skip_special_tokens=True).strip()
+            given: list[int] = row[width:].tolist()
+            end = next((at for at, token in enumerate(given, 1) if token in stops), None)
+            answers[index] = given[:end]
         say(start + len(chosen))
     return answers
 

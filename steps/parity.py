@@ -26,14 +26,14 @@ class Parity:
 def distributions(model: Any, rows: Sequence[list[int]]) -> list[Any]:
     """For each row of token ids the log-probabilities of the next token, [positions, vocabulary],
     float32, in main memory."""
-    return [_log_probabilities(model, ids).cpu() for ids in rows]
+    return [log_probabilities(model, ids).cpu() for ids in rows]
 
 
 def compare(reference: Sequence[Any], model: Any, rows: Sequence[list[int]]) -> Parity:
     """How far `model` is from the `reference` that `distributions` gave on the same rows."""
     positions, agreed, total, highest = 0, 0, 0.0, 0.0
     for known, ids in zip(reference, rows, strict=True):
-        found = _log_probabilities(model, ids)
+        found = log_probabilities(model, ids)
         known = known.to(found.device)
         divergence = (known.exp() * (known - found)).sum(-1).clamp(min=0)
         positions += len(ids[-POSITIONS:])
@@ -43,7 +43,8 @@ def compare(reference: Sequence[Any], model: Any, rows: Sequence[list[int]]) -> 
     return Parity(positions, agreed / positions, total / positions, highest)
 
 
-def _log_probabilities(model: Any, ids: list[int]) -> Any:
+def log_probabilities(model: Any, ids: list[int]) -> Any:
+    """The log-probabilities after each of the last POSITIONS of `ids`, [positions, vocabulary]."""
     import torch
 
     with torch.inference_mode():

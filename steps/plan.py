@@ -98,6 +98,8 @@ def _resolve(
         place = place_of(spec, catalogue, _SPEC)
     except InputError as error:
         problems += error.problems
+    if base and place:
+        problems += _sizing_problems(spec, place, base, catalogue)
     for key, uri in (("train", spec.data.train), ("test", spec.data.test)):
         try:
             path = data_file(uri, context.workdir / key) if uri else None
@@ -133,6 +135,20 @@ def _estimate(
         flop=training.flop(tokens),
         basis=f"{training.flop(tokens):.2e} FLOP at {place.flops:.2e} FLOP/s; {steps} steps",
     )
+
+
+def _sizing_problems(
+    spec: RunSpec, place: Place, base: BaseModelEntry, catalogue: Catalogue
+) -> Iterator[str]:
+    """What the catalogue's rule of thumb says against these GPUs."""
+    has = place.memory_gib * spec.gpus * spec.nodes
+    needs = catalogue.memory_for(spec.method, base.parameters)
+    if place.device == "cuda" and needs > has:
+        yield (
+            f"{_SPEC}: hardware: {spec.gpus * spec.nodes} x {place.gpu_class or 'GPU'} has "
+            f"{has:g} GiB memory, the catalogue's sizing for {spec.method} of {spec.base} asks for "
+            f"{needs:.1f} GiB; set more gpus, or hardware with more memory"
+        )
 
 
 def _room_problems(spec: RunSpec, place: Place, estimate: Estimate) -> Iterator[str]:

@@ -76,8 +76,12 @@ def _tags(inputs: RegisterInputs) -> dict[str, str]:
 
 def _findings(inputs: RegisterInputs) -> dict[str, str]:
     """What a later run that makes the same content may find anew."""
+    adapter = inputs.export.mode == "adapter"
     return {
         "run": inputs.plan.run,
+        "answers_key": inputs.verify.answers.key,
+        "answers_sha256": inputs.verify.answers.sha256,
+        **({"lora_rank": str(inputs.plan.trainer["lora_rank"])} if adapter else {}),
         "eval.verdict": inputs.evaluate.verdict,
         "verify.passed": str(inputs.verify.passed).lower(),
         **{f"score.{key}": f"{value:.6g}" for key, value in _scores(inputs).items()},

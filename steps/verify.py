@@ -1,10 +1,10 @@
 """Prove that the version is what was trained and answers as it should.
 
 Reads: the version's, the base's and the trained folder; train and test rows.
-Writes: nothing but its result.
+Writes: runs/<tenant>/<run>/verify/answers.json: what the version answers, for pods that serve it.
 Fails when: a folder is missing or damaged (2); the store does not answer (3). A version that does
     not pass is a result with `passed: false`, not a failure.
-Safe to repeat because: it changes nothing, and rows, order and decoding are fixed.
+Safe to repeat because: rows, order and decoding are fixed, so what it writes is the same again.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import gc
 from pathlib import Path
 from typing import Any
 
+from kuznia.contracts.base import canonical_json
 from kuznia.contracts.steps import SmokeAnswer, VerifyInputs, VerifyOutputs
 from kuznia.progress import progress
 from steps import models
+from steps.answers import ask, record
 from steps.context import Context
 from steps.parity import Parity, compare, distributions
 from steps.templates import compare_templates
@@ -76,7 +78,19 @@ def run(inputs: VerifyInputs, context: Context) -> VerifyOutputs:
     prompts = [row[:-1] for row in tests[:SMOKE_ROWS]]
     limit = plan.spec.evaluation.max_new_tokens
     answers = models.answer_all(model, tokenizer, prompts, limit)
+    asked, digest = ask(model, tokenizer, tests), inputs.export.folder.digest
     _say(5)
+    if inputs.export.mode == "adapter":
+        with model.disable_adapter():
+            recorded = record(asked, model, digest)
+    else:
+        del model
+        gc.collect()
+        recorded = record(asked, load(base, False), digest)
+    context.workdir.mkdir(parents=True, exist_ok=True)
+    place = context.workdir / "answers.json"
+    place.write_bytes(canonical_json(recorded))
+    _say(6)
     failures, findings = _judge(len(rows), equal, difference, parity, plain, answers)
     for line in (*failures, *findings):
         print(f"verify: {line}", flush=True)
@@ -94,6 +108,7 @@ def run(inputs: VerifyInputs, context: Context) -> VerifyOutputs:
             SmokeAnswer(prompt=prompt[-1]["content"], answer=answer)
             for prompt, answer in zip(prompts, answers, strict=True)
         ),
+        answers=context.put(place, f"{plan.prefix}/verify/answers.json"),
     )
 
 
@@ -146,4 +161,4 @@ def _judge(
 
 
 def _say(done: int) -> None:
-    progress("verify", done, 5, "checks")
+    progress("verify", done, 6, "checks")

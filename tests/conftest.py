@@ -24,6 +24,10 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Every test has its own home, and none sees the settings of whoever runs it."""
     for name in ("KUZNIA_STORE", "MLFLOW_TRACKING_URI", "KUZNIA_CATALOGUE", "KUZNIA_WORKDIR"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("KUZNIA_SIGNING_KEY", "KUZNIA_TRUSTED_KEYS", "KUZNIA_HTTP_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("KUZNIA_FORGE", "KUZNIA_FORGE_URL", "KUZNIA_FORGE_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KUZNIA_HOME", str(tmp_path / "home"))
     yield tmp_path
 
@@ -86,6 +90,11 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """URI of an empty bucket, reachable by what the environment says."""
+    return s3_bucket_at(s3_server, monkeypatch)
+
+
+def s3_bucket_at(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same, for fixtures that outlive a test."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
@@ -113,7 +122,12 @@ def gs_bucket() -> str:
 
 @pytest.fixture
 def mlflow_database(shared_folder: Path, tmp_path: Path) -> str:
-    """Address of an empty MLflow database; making one takes seconds, copying one does not."""
+    """Address of an empty MLflow database."""
+    return make_mlflow_database(shared_folder, tmp_path)
+
+
+def make_mlflow_database(shared_folder: Path, folder: Path) -> str:
+    """An empty MLflow database in `folder`; making one takes seconds, copying one does not."""
     made = shared_folder / "mlflow.db"
     with FileLock(shared_folder / "mlflow.lock"):
         if not made.exists():
@@ -122,5 +136,5 @@ def mlflow_database(shared_folder: Path, tmp_path: Path) -> str:
             partial = made.with_suffix(".partial")
             mlflow_client(f"sqlite:///{partial}").search_registered_models()
             partial.rename(made)
-    shutil.copy(made, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+    shutil.copy(made, folder / "mlflow.db")
+    return f"sqlite:///{folder / 'mlflow.db'}"

@@ -24,7 +24,7 @@ CHAIN = {
     "fetch-base": Needs("serve", "kuznia-model", 2, "8Gi", "100Gi", hours=6),
     "train": Needs("train", "kuznia-model", 4, "16Gi", "100Gi", 168, hardware=True, retries=20),
     "evaluate": Needs("train", "kuznia-model", 4, "16Gi", "50Gi", 24, hardware=True, retries=10),
-    "export": Needs("train", "kuznia-model", 2, "16Gi", "100Gi", hours=6),
+    "export": Needs("train", "kuznia-model", 2, "16Gi", "100Gi", hours=6, signs=True),
     "verify": Needs("train", "kuznia-model", 4, "16Gi", "50Gi", 6, hardware=True, retries=10),
     "register": Needs("platform", "kuznia-registry", 1, "1Gi", "1Gi", hours=1),
     "model-card": Needs("platform", "kuznia-registry", 1, "1Gi", "1Gi", hours=1),

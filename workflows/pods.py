@@ -11,6 +11,7 @@ from hera.workflows import (
     Parameter,
     Resources,
     RetryStrategy,
+    SecretEnv,
 )
 from hera.workflows.models import (
     Backoff,
@@ -36,6 +37,8 @@ OUTPUTS = "/kuznia/out/outputs.json"
 USER = 65532
 SETTINGS = "kuznia"
 """ConfigMap, and Secret where there is one, whose keys are every step's environment variables."""
+SIGNING = "kuznia-signing"
+"""Secret with the key `signing.pem`, where there is one; only the pod that signs gets it."""
 LOCKS = "kuznia-locks"
 """ConfigMap whose keys size the tenant's semaphores."""
 LOST = (
@@ -55,9 +58,16 @@ class Needs(NamedTuple):
     disk: str
     hours: int
     """An attempt that runs longer is stopped."""
+    signs: bool = False
+    """Whether it gets the tenant's signing key."""
     hardware: bool = False
     """Whether it runs on what the run spec's `hardware` comes to; else it never asks for a GPU."""
     retries: int = 3
+
+
+_SIGNING_KEY = SecretEnv(
+    name="KUZNIA_SIGNING_KEY", secret_name=SIGNING, secret_key="signing.pem", optional=True
+)
 
 
 def pod_security() -> PodSecurityContext:
@@ -86,6 +96,7 @@ def container(
             EnvFromSource(config_map_ref=ConfigMapEnvSource(name=SETTINGS)),
             EnvFromSource(secret_ref=SecretEnvSource(name=SETTINGS, optional=True)),
         ],
+        env=[_SIGNING_KEY] if needs.signs else None,
         inputs=[Parameter(name=field) for field in inputs],
         outputs=[Parameter(name="outputs", value_from=ValueFrom(path=OUTPUTS))],
         volumes=[

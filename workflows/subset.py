@@ -77,6 +77,8 @@ CLUSTER = {
     "spec.templates[].metrics": "what is counted when a run ends",
     "spec.templates[].synchronization": "the tenant's semaphore",
     "spec.templates[].container.imagePullPolicy": "when an image is pulled",
+    "spec.templates[].container.env[].valueFrom": "a key of a Secret; here the environment of "
+    "`kuznia run` has it",
     "spec.templates[].container.resources": "what a pod asks for and gets at most",
     "spec.templates[].container.securityContext": "what a container may not do",
     "spec.templates[].retryStrategy.affinity": "another node for the next attempt",
@@ -254,7 +256,7 @@ class _Reader:
             name=name,
             image=self._image(name, container["image"]),
             argv=argv,
-            variables={e["name"]: e["value"] for e in container.get("env", [])},
+            variables={e["name"]: e["value"] for e in container.get("env", []) if "value" in e},
             mounts=self._mounts(name, template),
             arguments=arguments,
             outputs=self._outputs(template),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -70,11 +71,33 @@ class GpuClass(Contract):
     """Kueue's LocalQueue for it; null: the tenant's."""
 
 
+class Sizing(Contract):
+    """GPU memory that some work on a model of some size takes; others are scaled from it."""
+
+    work: Literal["lora", "qlora", "full", "inference"]
+    parameters: float = Field(gt=0)
+    memory_gib: float = Field(gt=0)
+    """Of all GPUs together, GiB."""
+
+
 class Catalogue(Contract):
     """What a run spec may name under `base` and `hardware`."""
 
     bases: dict[Name, BaseModelEntry]
     gpu_classes: dict[Name, GpuClass] = {}
+    sizing: tuple[Sizing, ...] = ()
+    """The platform team's rule of thumb; `kuznia check` and the step plan refuse what is below."""
+
+    def memory_for(self, work: str, parameters: float) -> float:
+        """GPU memory for `work` on a model of so many parameters, GiB; 0 where nothing is said.
+
+        The row nearest in size is scaled in proportion.
+        """
+        rows = [row for row in self.sizing if row.work == work]
+        if not rows:
+            return 0.0
+        nearest = min(rows, key=lambda row: abs(math.log(row.parameters / parameters)))
+        return nearest.memory_gib * parameters / nearest.parameters
 
     def base(self, name: str, place: str) -> BaseModelEntry:
         """The entry `name`; InputError with the nearest names if there is none."""

@@ -11,7 +11,8 @@ from kuznia.contracts.base import Contract, load_yaml, parse
 from kuznia.contracts.llamafactory import llamafactory_problems
 from kuznia.errors import InputError
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+Name = Annotated[str, Field(pattern=NAME)]
 """A tenant's, model's or base's name: it becomes part of namespaces, URIs and host names."""
 
 Metric = Literal["exact_match", "token_f1"]

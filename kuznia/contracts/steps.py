@@ -275,6 +275,8 @@ class VerifyOutputs(Contract):
     base_mean_kl: float
     """The same against the base alone: shows that the version differs from it."""
     smoke: tuple[SmokeAnswer, ...]
+    answers: File
+    """JSON: what the version answers, for the pods that serve it (steps/answers.py)."""
 
 
 # register

@@ -13,7 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,7 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
 from kuznia.errors import DependencyError, InputError
-from kuznia.manifest import MANIFEST, file_digest, read_manifest, verify_folder
+from kuznia.manifest import MANIFEST, SIGNATURE, file_digest, read_manifest, verify_folder
 
 CHUNK = 8 * 2**20
 """Bytes moved at once; also the part size of multipart uploads."""
@@ -101,13 +101,21 @@ class Store:
         with self._answers(key, writes=True):
             obstore.put(self._backend, key, source, chunk_size=CHUNK)
 
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes]:
+        """The bytes of a key from byte `start` on (which must exist), in pieces."""
+        options: Any = {"range": {"offset": start}} if start else {}
+        with self._answers(key):
+            found = obstore.get(self._backend, key, options=options)
+            for chunk in found.stream(min_chunk_size=CHUNK):
+                yield bytes(chunk)
+
     def get_file(self, key: str, target: Path) -> None:
         """Download one file; `target` appears only when it is whole."""
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".partial-{uuid.uuid4().hex[:8]}-{target.name}")
         try:
             with self._answers(key), partial.open("wb") as out:
-                for chunk in obstore.get(self._backend, key).stream(min_chunk_size=CHUNK):
+                for chunk in self.stream(key):
                     out.write(chunk)
             partial.replace(target)
         finally:
@@ -116,10 +124,13 @@ class Store:
     def put_folder(self, source: Path, key: str) -> None:
         """Publish a folder that has a manifest; one that is there already is left alone.
 
-        In a local store the folder appears at once, elsewhere the manifest is uploaded last.
+        In a local store the folder appears at once, elsewhere the manifest is uploaded last. To
+        one of the same content that is there unsigned the signature is added.
         Raises InputError if the folder differs from its manifest.
         """
         if self.exists(f"{key}/{MANIFEST}"):
+            if self.read(f"{key}/{MANIFEST}") == (source / MANIFEST).read_bytes():
+                self._add_signature(source, key)
             return
         verify_folder(source)
         with self._answers(key):
@@ -128,6 +139,7 @@ class Store:
                 return
         for entry in read_manifest(source).files:
             self.put_file(source / entry.path, f"{key}/{entry.path}")
+        self._add_signature(source, key)
         self.create(f"{key}/{MANIFEST}", (source / MANIFEST).read_bytes())
 
     def remove_folder(self, key: str) -> None:
@@ -155,17 +167,23 @@ class Store:
             return here
         target.mkdir(parents=True, exist_ok=True)
         (target / MANIFEST).write_bytes(self.read(f"{key}/{MANIFEST}"))
-        manifest = read_manifest(target)
-        done, total = 0, sum(entry.size for entry in manifest.files)
+        manifest, done = read_manifest(target), 0
         for entry in manifest.files:
             path = target / entry.path
             if not (path.exists() and file_digest(path) == entry.sha256):
                 self.get_file(f"{key}/{entry.path}", path)
             done += entry.size
             if progress:
-                progress(done, total)
+                progress(done, manifest.bytes)
+        with suppress(FileNotFoundError):
+            self.get_file(f"{key}/{SIGNATURE}", target / SIGNATURE)
         verify_folder(target)
         return target
+
+    def _add_signature(self, source: Path, key: str) -> None:
+        """Put the signature of `source`, if it has one, where there is none."""
+        if (source / SIGNATURE).exists():
+            self.create(f"{key}/{SIGNATURE}", (source / SIGNATURE).read_bytes())
 
     def _publish_locally(self, source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,8 @@ from kuznia.contracts.runspec import RunSpec
 from kuznia.manifest import MANIFEST, manifest_digest
 from kuznia.store import open_store
 from tests.e2e.cluster import S3, Tenant, s3_server, workspace
+from tests.e2e.forge import forge
+from tests.e2e.platform import Platform, platform
 from tests.fixtures.plans import cpu_plan
 from workflows.environments import ROOT, python_of, variables_of
 
@@ -58,6 +60,15 @@ def mark() -> str:
 def s3(mark: str) -> Iterator[S3]:
     with s3_server(f"{mark}-store") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def deployed(mark: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """The platform as Argo CD makes it of a registry in git, with two tenants."""
+    names = [f"{mark}-acme", f"{mark}-globex"]
+    folder = tmp_path_factory.mktemp("platform")
+    with forge(f"{mark}-forge") as server, platform(folder, names, server, s3) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

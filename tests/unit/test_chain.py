@@ -149,6 +149,8 @@ def test_stopped_and_killed_at_every_step_it_ends_as_if_nothing_had_happened(
     train = result(folder, "stopped", "train")
     assert train["resumed"] >= 1
     assert train["weights"]["digest"] == result(folder, "undisturbed", "train")["weights"]["digest"]
+    answers = [result(folder, home, "verify")["answers"] for home in ("stopped", "undisturbed")]
+    assert answers[0]["sha256"] == answers[1]["sha256"]
     curves = []
     for home in ("stopped", "undisturbed"):
         curve = folder / home / "store" / result(folder, home, "train")["loss_curve"]["key"]

@@ -10,9 +10,10 @@ import jsonschema
 import pytest
 import yaml
 
-from kuznia.contracts.base import Contract, canonical_json, digest_of
+from kuznia.contracts.base import Contract, canonical_json, digest_of, load_yaml, parse
 from kuznia.contracts.catalogue import BaseModelEntry, GpuClass, Toleration, load_catalogue
 from kuznia.contracts.llamafactory import OWNED, known_keys, llamafactory_problems
+from kuznia.contracts.release import Autoscaling, Release
 from kuznia.contracts.runspec import (
     CardSpec,
     Columns,
@@ -24,6 +25,15 @@ from kuznia.contracts.runspec import (
     is_uri,
     parse_run_spec,
 )
+from kuznia.contracts.tenant import (
+    MLflow,
+    Part,
+    Platform,
+    Retention,
+    Storage,
+    Tenant,
+    TrainingShare,
+)
 from kuznia.errors import InputError
 from scripts import generate_schemas
 from workflows.environments import ROOT
@@ -32,6 +42,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 INVALID = sorted((FIXTURES / "invalid").glob("*.yaml"))
 VALID = sorted((FIXTURES / "valid").glob("*.yaml"))
 EXPECTED = "# expected: "
+DEPLOYED: dict[str, type[Contract]] = {"platform": Platform, "release": Release, "tenant": Tenant}
 
 PATH_LIKE = re.compile(
     r"(^|_)(dir|logdir|path|folder|file|url|token|secret|api_key|repo|hub\w*|space_id)$"
@@ -43,6 +54,8 @@ def load(path: Path) -> object:
     """The contract in a fixture; its file name says which one it is."""
     if path.name.startswith("catalogue"):
         return load_catalogue(path)
+    if model := DEPLOYED.get(path.name.partition("-")[0]):
+        return parse(model, load_yaml(path.read_text("utf-8"), path.name), path.name)
     return parse_run_spec(path.read_text("utf-8"), "train.yaml")
 
 
@@ -66,34 +79,35 @@ def expected_lines() -> list[str]:
 
 
 def test_every_cross_check_has_a_broken_file() -> None:
-    names = ("runspec.py", "catalogue.py")
+    names = ("runspec.py", "catalogue.py", "release.py", "tenant.py")
     code = "".join((ROOT / "kuznia" / "contracts" / name).read_text("utf-8") for name in names)
     starts = re.findall(r'raise ValueError\(\s*f?"([a-z][^"{]+)', code)
-    assert len(starts) == 6
+    assert len(starts) == 13
     for start in starts:
         assert any(start.strip() in line for line in expected_lines()), start
 
 
 @pytest.mark.parametrize(
     "model",
-    [RunSpec, Data, GateRule, Evaluation, CardSpec, BaseModelEntry, GpuClass, Toleration],
+    [
+        *(RunSpec, Data, GateRule, Evaluation, CardSpec, BaseModelEntry, GpuClass, Toleration),
+        *(Release, Autoscaling, Tenant, TrainingShare, Storage, MLflow, Retention, Platform, Part),
+    ],
     ids=lambda model: model.__name__,
 )
 def test_every_bound_and_closed_set_has_a_broken_file(model: type[Contract]) -> None:
     for name, field in model.model_fields.items():
         if field.metadata or "Literal" in str(field.annotation):
-            places = (f" {name}: ", f".{name}: ", f".{name}.")
+            places = (f" {name}: ", f".{name}: ", f".{name}.", f" {name}.")
             assert any(place in line for line in expected_lines() for place in places), name
 
 
 def test_the_schema_agrees_with_the_fixtures() -> None:
-    schemas = {
-        name: json.loads(generate_schemas.generated()[generate_schemas.FOLDER / f"{name}.json"])
-        for name in ("run-spec", "catalogue")
-    }
+    made = generate_schemas.generated()
+    schemas = {path.stem: json.loads(text) for path, text in made.items()}
     for path in VALID:
-        schema = schemas["catalogue" if path.name.startswith("catalogue") else "run-spec"]
-        jsonschema.validate(yaml.safe_load(path.read_text("utf-8")), schema)
+        (name,) = (name for name in schemas if path.name.startswith(name))
+        jsonschema.validate(yaml.safe_load(path.read_text("utf-8")), schemas[name])
     misspelt = FIXTURES / "invalid" / "llamafactory-misspelt-key.yaml"
     with pytest.raises(jsonschema.ValidationError, match="lora_rnak"):
         jsonschema.validate(yaml.safe_load(misspelt.read_text("utf-8")), schemas["run-spec"])

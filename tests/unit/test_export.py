@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from kuznia.manifest import manifest_digest, read_manifest, verify_folder, write_manifest
+from kuznia.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    manifest_digest,
+    read_manifest,
+    verify_folder,
+    write_manifest,
+)
+from kuznia.signing import check, public_keys
 from tests.fixtures.model_case import Case, make_case, progress_of
 from workflows.environments import ROOT
 
@@ -62,6 +71,12 @@ def test_publishes_a_merged_version(case: Case, tiny_base: Path) -> None:
         assert (folder / name).read_bytes() == (tiny_base / name).read_bytes()
     assert progress_of(done)[-1]["done"] == progress_of(done)[-1]["total"]
     assert not (case.folder / "work" / "export" / "version").exists()
+    home = Path(os.environ["KUZNIA_HOME"])
+    (home / "trusted").mkdir()
+    shutil.copy(home / "keys" / "signing.pub", home / "trusted" / "1.pem")
+    data, signature = (folder / MANIFEST).read_bytes(), (folder / SIGNATURE).read_bytes()
+    key = check(str(folder), data, signature, public_keys(home / "trusted"))
+    assert f"export: version {outputs['version']}, signed by key {key}" in done.stdout
 
 
 def test_keeps_an_adapter_apart_where_asked(
@@ -99,6 +114,7 @@ def test_keeps_an_adapter_apart_where_asked(
         "adapter_model.safetensors",
         "chat_template.jinja",
         "manifest.json",
+        "manifest.json.sig",
         "tokenizer.json",
         "tokenizer_config.json",
     }

@@ -77,3 +77,15 @@ def test_argo_knows_every_field(document: Any) -> None:
 
 def test_the_name_fits_kubernetes(document: Any) -> None:
     assert len(document["metadata"]["name"]) <= 63
+
+
+def test_only_the_step_that_signs_gets_the_signing_key(document: Any) -> None:
+    holders = {
+        template["name"]: template["container"]["env"]
+        for template in document["spec"]["templates"]
+        if "kuznia-signing" in str(template)
+    }
+    secret = {"name": "kuznia-signing", "key": "signing.pem", "optional": True}
+    assert holders == {
+        "export": [{"name": "KUZNIA_SIGNING_KEY", "valueFrom": {"secretKeyRef": secret}}]
+    }

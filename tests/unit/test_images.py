@@ -131,7 +131,7 @@ def test_an_image_is_known_by_all_that_is_copied_into_it(
     digests = {name: images.inputs_digest(name, "cpu") for name in images.NAMES}
     assert len(set(digests.values())) == len(images.NAMES)
     copy = tmp_path / "copy"
-    for folder in ("images", "kuznia", "steps", "cli", "workflows", "model-cards"):
+    for folder in ("images", "kuznia", "steps", "cli", "services", "workflows", "model-cards"):
         shutil.copytree(images.ROOT / folder, copy / folder)
     monkeypatch.setattr(images, "ROOT", copy)
     assert {name: images.inputs_digest(name, "cpu") for name in images.NAMES} == digests

@@ -8,6 +8,7 @@ import pytest
 from kuznia.errors import InputError
 from kuznia.manifest import (
     MANIFEST,
+    SIGNATURE,
     manifest_digest,
     read_manifest,
     verify_folder,
@@ -61,6 +62,21 @@ def test_every_difference_is_named_at_once(folder: Path) -> None:
         "weights.bin: differs from the manifest; do not use it, fetch it again",
         "new.txt: is not in the manifest; remove it",
     ]
+
+
+def test_a_signature_is_no_part_of_the_content(folder: Path) -> None:
+    digest = write_manifest(folder, "version")
+    (folder / SIGNATURE).write_bytes(b"signature")
+    verify_folder(folder, digest)
+    assert write_manifest(folder, "version") == digest
+
+
+@pytest.mark.parametrize("path", ["../out", "/etc/passwd", "sub/../../out", ""])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(folder: Path, path: str) -> None:
+    entry = {"path": path, "size": 1, "sha256": "0" * 64}
+    (folder / MANIFEST).write_text(json.dumps({"kind": "version", "files": [entry]}))
+    with pytest.raises(InputError, match=r"files.0.path: .* leads out of the folder; do not use"):
+        read_manifest(folder)
 
 
 def test_progress_counts_bytes(folder: Path) -> None:

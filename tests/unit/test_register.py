@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from kuznia.contracts.steps import RegisterInputs
 from kuznia.errors import DependencyError, InputError
 from kuznia.registry import Registry, mlflow_client
 from kuznia.serving import free_port
@@ -71,6 +72,8 @@ def test_a_passed_version_is_registered_staged_and_traceable(context: Context) -
         "method": "lora",
         "kuznia": "0.1.0",
         "run": "support-0123456789",
+        "answers_key": "runs/acme/support-0123456789/verify/answers.json",
+        "answers_sha256": "5" * 64,
         "eval.verdict": "promote",
         "verify.passed": "true",
         "score.exact_match": "0.95",
@@ -80,6 +83,14 @@ def test_a_passed_version_is_registered_staged_and_traceable(context: Context) -
         "lifecycle": "staging",
     }
     assert registry.metrics(run_id)["eval_exact_match"] == 0.95
+
+
+def test_an_adapter_says_its_rank(context: Context) -> None:
+    made = chain(run_id=new_run(context.tracking_uri))
+    made["export"]["mode"] = "adapter"
+    register.run(RegisterInputs.model_validate(made), context)
+    (version,) = Registry(context.tracking_uri).versions()
+    assert version.tags["lora_rank"] == "8"
 
 
 def test_nothing_is_registered_twice(context: Context) -> None:

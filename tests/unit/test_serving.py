@@ -35,7 +35,7 @@ from kuznia.serving import (
 )
 from kuznia.store import open_store
 from kuznia.weights import Weights, fetch_weights
-from workflows.environments import ROOT, python_of
+from workflows.environments import ROOT, python_of, variables_of
 
 PYTHON = Path("/env/bin/python")
 CONFIG = {
@@ -80,6 +80,7 @@ def test_a_gpu_gets_the_number_format_of_the_weights(base: Path) -> None:
     assert "--dtype" not in line
     assert "--enforce-eager" not in line
     assert "VLLM_CPU_KVCACHE_SPACE" not in variables(Weights("acme/support", base), gpu=True)
+    assert "TORCHDYNAMO_DISABLE" not in variables(Weights("acme/support", base), gpu=True)
 
 
 @pytest.mark.parametrize(("rank", "room"), [(4, "8"), (8, "8"), (24, "32"), (512, "512")])
@@ -147,6 +148,7 @@ def test_libnuma_is_taken_from_the_cache_or_asked_for(
 
 def test_vllm_tells_nobody_that_it_runs(base: Path) -> None:
     found = variables(Weights("a/b", base), gpu=False)
+    assert found["TORCHDYNAMO_DISABLE"] == "1"
     assert found["VLLM_NO_USAGE_STATS"] == found["DO_NOT_TRACK"] == found["HF_HUB_OFFLINE"] == "1"
 
 
@@ -343,6 +345,59 @@ def test_a_refused_question_is_the_server_s_own_words(served: Running) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 3
     assert "answers 400" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    tiny_base: Path,
+    trained_weights: Path,
+    train_python: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Recorded answers of what `served` serves, of what it is the base of, and of neither."""
+    folder = tmp_path_factory.mktemp("recorded")
+    merged, full = trained_weights / "merged" / "plain", trained_weights / "full"
+    script = ROOT / "tests" / "fixtures" / "record_answers.py"
+    subprocess.run(
+        [
+            *(train_python, script, tiny_base, trained_weights / "test.jsonl", folder),
+            *(f"served={tiny_base}:{merged}", f"tuned={merged}:{tiny_base}"),
+            f"other={merged}:{full}",
+        ],
+        check=True,
+        capture_output=True,
+        env=os.environ | variables_of("train"),
+    )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("served", 0, "acme/tiny: answers as recorded (on "),
+        ("tuned", 1, "acme/tiny: answers like its base (on "),
+        ("other", 1, "acme/tiny: answers otherwise than recorded (on "),
+        ("nothing-recorded", 0, "acme/tiny: answers; nothing was recorded to compare with"),
+    ],
+)
+def test_the_startup_probe_knows_who_answers(
+    served: Running, recorded: Path, tmp_path: Path, name: str, code: int, words: str
+) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "steps.prove", "--answers", str(recorded / f"{name}.json")),
+            *("--url", f"http://127.0.0.1:{served.port}", "--model", "acme/tiny"),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout
+    assert done.stdout.removeprefix("error: ").startswith(words)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from kuznia.contracts.steps import Folder
 from kuznia.manifest import manifest_digest, read_manifest, write_manifest
+from steps.answers import Answers
 from tests.fixtures.model_case import Case, make_case, progress_of
 from tests.fixtures.train_case import ROWS
 
@@ -48,8 +50,25 @@ def verified(case: Case) -> dict[str, Any]:
     outputs, done = case.run("verify")
     assert done.returncode == 0, done.stderr
     said = progress_of(done)
-    assert (said[-1]["done"], said[-1]["total"]) == (5, 5)
+    assert (said[-1]["done"], said[-1]["total"]) == (6, 6)
     return outputs
+
+
+def recorded(case: Case, outputs: dict[str, Any]) -> Answers:
+    """What the step recorded for the pods that serve the version."""
+    answers = outputs["answers"]
+    data = case.store.read(answers["key"])
+    assert hashlib.sha256(data).hexdigest() == answers["sha256"]
+    assert answers["key"].endswith("/verify/answers.json")
+    return Answers.model_validate_json(data)
+
+
+def distance(answers: Answers) -> float:
+    """Mean difference of version and base, nats a token."""
+    pairs = [
+        pair for row in answers.rows for pair in zip(row.logprobs, row.base_logprobs, strict=True)
+    ]
+    return sum(abs(a - b) for a, b in pairs) / len(pairs)
 
 
 def test_passes_what_was_trained(
@@ -68,6 +87,14 @@ def test_passes_what_was_trained(
     prompts = [json.loads(row)["messages"][0]["content"] for row in rows[:3]]
     assert [each["prompt"] for each in outputs["smoke"]] == prompts
     assert all(each["answer"] for each in outputs["smoke"])
+    found = recorded(case, outputs)
+    assert found.version_digest == case.inputs["export"]["folder"]["digest"]
+    assert len(found.rows) == 8
+    for row in found.rows:
+        assert 1 <= len(row.answer) == len(row.logprobs) == len(row.base_logprobs) <= 24
+        # The system prompt's and the question's tokens, and the one that begins the answer.
+        assert len(row.prompt) > 50
+    assert distance(found) > 2 * found.limits.mean_difference
 
 
 def test_reports_a_wrong_merge_and_a_wrong_template(
@@ -101,6 +128,7 @@ def test_full_weights_and_a_version_that_is_the_base(
     outputs = verified(case)
     assert outputs["passed"] is False
     assert outputs["mean_kl"] == pytest.approx(outputs["base_mean_kl"])
+    assert distance(recorded(case, outputs)) == 0
     assert any("it is lost in rounding; train longer" in reason for reason in outputs["reasons"])
 
 
@@ -116,6 +144,7 @@ def test_adapter_version_is_base_and_adapter(
     outputs = verified(case)
     assert outputs["passed"] is True, outputs["reasons"]
     assert (outputs["top1_agreement"], outputs["mean_kl"]) == (1.0, 0.0)
+    assert distance(recorded(case, outputs)) > 0.2
 
 
 def test_refuses_a_missing_or_damaged_version(

@@ -14,6 +14,12 @@ yes
 {{- end }}
 {{- end }}
 
+{{/* Annotations of what holds data: Helm keeps it, Argo CD asks before it removes it. */}}
+{{- define "workspace.keep" -}}
+helm.sh/resource-policy: keep
+argocd.argoproj.io/sync-options: Prune=confirm,Delete=confirm
+{{- end }}
+
 {{- define "workspace.labels" -}}
 app.kubernetes.io/part-of: kuznia
 app.kubernetes.io/managed-by: {{ .Release.Service }}

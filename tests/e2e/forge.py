@@ -1,0 +1,66 @@
+"""A forge in the cluster: real git over HTTP, pull requests, webhooks."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import string
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.e2e.cluster import HERE, forwarded, kubectl
+from tests.fixtures.checkouts import git
+
+IMAGE = os.environ.get("KUZNIA_E2E_FORGE_IMAGE", "gitea/gitea:1.26.0-rootless")
+USER = "platform"
+
+
+@dataclass(frozen=True)
+class Forge:
+    """A forge with one user: its address for pods and for this machine."""
+
+    inside: str
+    here: str
+    password: str
+
+    def repository(self, name: str) -> str:
+        """Make an empty repository that anybody in the cluster may read; its address there."""
+        answer = httpx.post(
+            f"{self.here}/api/v1/user/repos",
+            auth=(USER, self.password),
+            json={"name": name, "private": False, "default_branch": "main"},
+            trust_env=False,
+        )
+        assert answer.status_code == 201, answer.text
+        return f"{self.inside}/{USER}/{name}.git"
+
+    def push(self, checkout: Path, name: str, *arguments: str) -> None:
+        """Push the branch that is checked out."""
+        address = self.here.replace("http://", f"http://{USER}:{self.password}@")
+        git(checkout, "push", "--quiet", *arguments, f"{address}/{USER}/{name}.git", "HEAD:main")
+
+
+@contextmanager
+def forge(namespace: str) -> Iterator[Forge]:
+    """A forge in a namespace of its own, removed at the end."""
+    password = secrets.token_hex(16)
+    manifest = string.Template((HERE / "manifests" / "forge.yaml").read_text("utf-8"))
+    values = {"IMAGE": IMAGE, "NAMESPACE": namespace}
+    kubectl("create", "namespace", namespace)
+    try:
+        kubectl("-n", namespace, "apply", "-f", "-", text=manifest.substitute(values))
+        kubectl("-n", namespace, "rollout", "status", "deploy/forge", "--timeout=180s")
+        kubectl(
+            *("-n", namespace, "exec", "deploy/forge", "--"),
+            *("gitea", "--config", "/data/app.ini", "admin", "user", "create"),
+            *("--username", USER, "--password", password, "--email", "platform@example.org"),
+            *("--admin", "--must-change-password=false"),
+        )
+        with forwarded(namespace, "service/forge", 3000) as here:
+            yield Forge(f"http://forge.{namespace}:3000", here, password)
+    finally:
+        kubectl("delete", "namespace", namespace, "--wait=false")
