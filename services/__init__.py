@@ -1,0 +1,1 @@
+"""Long-running parts, one folder each."""
