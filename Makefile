@@ -39,10 +39,10 @@ test: setup ## All tests that need no cluster and no GPU
 	pytest -n 2 --dist loadfile --durations=15
 
 charts: setup ## Tests of the charts; they need helm and no cluster
-	pytest -n 2 -m chart tests/charts --durations=5
+	pytest -n 2 -m chart tests/charts tests/unit/test_generated.py --durations=5
 
-e2e: setup ## Tests of the charts, and on the cluster of KUBECONFIG (docs/howto/test-on-a-cluster.md)
-	pytest -m "chart or cluster" tests/charts tests/unit/test_generated.py tests/e2e --durations=10
+e2e: setup ## Tests on the cluster of KUBECONFIG (docs/howto/test-on-a-cluster.md)
+	pytest -m "cluster$(if $(WITHOUT), and not $(WITHOUT))" tests/e2e --durations=10
 
 demo: setup ## Fine-tune, register, document and serve a small model; DATA=file.csv for your own rows
 	kuznia demo $(if $(DATA),--data $(DATA))

@@ -75,12 +75,22 @@ def part(name: str, part: Part, platform: Platform) -> dict[str, Any]:
 
 def shared(platform: Platform) -> dict[str, Any]:
     """What all tenants share, from helm/shared, in the gateway's namespace."""
-    values = platform.shared | {"images": platform.images}
-    source = _source(platform, Path("helm/shared")) | {
-        "helm": {"releaseName": "shared", "valuesObject": values}
+    return _own_chart("shared", platform.shared | {"images": platform.images}, platform)
+
+
+def sync(platform: Platform) -> dict[str, Any]:
+    """What turns MLflow's aliases into commits, from helm/sync, in the gateway's namespace."""
+    image = {"image": platform.images["platform"]} if "platform" in platform.images else {}
+    of = {"repository": platform.repository, "branch": platform.revision}
+    return _own_chart("sync", of | image | platform.sync, platform)
+
+
+def _own_chart(name: str, values: dict[str, Any], platform: Platform) -> dict[str, Any]:
+    source = _source(platform, Path("helm") / name) | {
+        "helm": {"releaseName": name, "valuesObject": values}
     }
     made = _application(
-        *("kuznia-shared", PLATFORM_PROJECT, platform, source, "in-cluster", platform.gateway)
+        *(f"kuznia-{name}", PLATFORM_PROJECT, platform, source, "in-cluster", platform.gateway)
     )
     policy = made["spec"]["syncPolicy"]
     policy["syncOptions"].append("CreateNamespace=true")

@@ -49,11 +49,12 @@ def generated(tree: Tree, catalogue: Catalogue) -> dict[Path, str]:
             "values/vllm.yaml": [serving_values(name, tenant, tree.platform, catalogue)],
         }
         found |= {folder / path: _text(*objects) for path, objects in made.items()}
-    shared = applications.shared(tree.platform)
-    found[GENERATED / "platform" / "argocd" / "shared.yaml"] = _text(shared)
+    upstream = GENERATED / "platform" / "argocd"
+    found[upstream / "shared.yaml"] = _text(applications.shared(tree.platform))
+    if tree.platform.sync:
+        found[upstream / "sync.yaml"] = _text(applications.sync(tree.platform))
     for name, part in tree.platform.parts.items():
-        path = GENERATED / "platform" / "argocd" / f"{name}.yaml"
-        found[path] = _text(applications.part(name, part, tree.platform))
+        found[upstream / f"{name}.yaml"] = _text(applications.part(name, part, tree.platform))
     found[OWNERS] = _owners(tree)
     return found
 

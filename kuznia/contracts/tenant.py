@@ -176,6 +176,8 @@ class Platform(Contract):
     """Namespace of the gateway, the only one that may reach a model."""
     shared: dict[str, Any] = {}
     """Values of the chart helm/shared, which lives in the gateway's namespace."""
+    sync: dict[str, Any] = {}
+    """Values of the chart helm/sync besides repository and branch; empty: it is not deployed."""
     parts: dict[Name, Part] = {}
     """Parts by others that Argo CD installs; leave out what the cluster has already."""
     removals: int = Field(default=1, ge=0)

@@ -30,7 +30,7 @@ from tests.e2e.versions import MODEL, SMALL, Version
 from tests.fixtures import evidence
 from tests.fixtures.checkouts import commit
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.long]
 NAME = f"{MODEL}-production"
 RATE = 10
 

@@ -22,7 +22,7 @@ from tests.e2e.cluster import HERE, Tenant, get, kubectl, nodes, outputs, wait_f
 from tests.e2e.conftest import MakeTenant, catalogue_of, put_base
 from workflows.finetune import CHAIN
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.long]
 SAVE_STEPS = 200
 
 

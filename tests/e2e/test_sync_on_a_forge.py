@@ -29,6 +29,7 @@ from tests.fixtures.forge_contract import BRANCHES, check_forge
 from tests.fixtures.released import TENANT, add_version, git, save, version_of
 from workflows.environments import ROOT, python_of
 
+pytestmark = pytest.mark.long
 INTERVAL = 15
 """Seconds between the sync's passes here; a webhook must be quicker."""
 STAGING = "argocd/registry/acme/support/staging.yaml"
@@ -154,7 +155,7 @@ def gitea(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]
     """Address of a Gitea and a token of its user ada."""
     program = shutil.which("gitea")
     if not program:
-        pytest.skip("put gitea into PATH (shared/cluster/addons/build gitea makes one)")
+        pytest.skip("put the program gitea (1.26, https://about.gitea.com) into PATH")
     # Gitea refuses to be root, and a folder below root's would be closed to others.
     who = {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
     folder = Path("/tmp") / f"kuznia-gitea-{secrets.token_hex(4)}"

@@ -169,6 +169,15 @@ def test_what_all_share_lies_in_the_gateways_namespace(root: Path) -> None:
     assert shared["spec"]["project"] == "kuznia"
 
 
+def test_the_sync_is_deployed_where_the_platform_says_how(root: Path) -> None:
+    assert "platform/argocd/sync.yaml" not in made(root)
+    given = {"forge": {"kind": "gitea", "url": "https://git.example.org/ai/kuznia"}}
+    write(root, {"platform.yaml": {**PLATFORM_FILE, "sync": given}})
+    (sync,) = made(root)["platform/argocd/sync.yaml"]
+    values = sync["spec"]["source"]["helm"]["valuesObject"]
+    assert values == {"repository": REPOSITORY, "branch": "main", **given}
+
+
 def test_who_must_approve_production(root: Path) -> None:
     text = generated.generated(load_tree(root), load_catalogue())[OWNERS]
     assert text.splitlines()[1:] == ["/argocd/registry/acme/*/production.yaml @acme-mlops @risk"]
