@@ -35,6 +35,12 @@ TENANT_KINDS = {
     "rbac.authorization.k8s.io": ("Role", "RoleBinding"),
 }
 """What a tenant's Applications may contain; nothing that reaches beyond its namespaces."""
+CHILDREN = {
+    "": ("Endpoints", "Pod"),
+    "apps": ("ReplicaSet",),
+    "discovery.k8s.io": ("EndpointSlice",),
+}
+"""What these make: Argo CD shows only what a project may contain, and a pod has the reason."""
 RETRY = {"limit": 20, "backoff": {"duration": "5s", "factor": 2, "maxDuration": "1m"}}
 """A tenant's parts come up in any order: a namespace may be a moment late."""
 
@@ -109,7 +115,8 @@ def project(name: str, tenant: Tenant, platform: Platform) -> dict[str, Any]:
             "clusterResourceWhitelist": [],
             "namespaceResourceWhitelist": [
                 {"group": group, "kind": kind}
-                for group, kinds in TENANT_KINDS.items()
+                for allowed in (TENANT_KINDS, CHILDREN)
+                for group, kinds in allowed.items()
                 for kind in kinds
             ],
         }

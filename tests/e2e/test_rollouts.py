@@ -238,10 +238,10 @@ def wrong_digest(lines: dict[str, Any]) -> dict[str, Any]:
     return lines | {"digest": lines["version"] + "f" * 52}
 
 
-CASES: dict[str, tuple[Callable[[Path], None] | None, bool, str, str]] = {
-    "a wrong digest": (None, True, "fetch", "the release's digest is"),
-    "a tampered file": (spoilt, True, "fetch", "model.safetensors"),
-    "no signature": (None, False, "fetch", "manifest.json.sig: is missing"),
+CASES: dict[str, tuple[Callable[[Path], None] | None, bool, str]] = {
+    "a wrong digest": (None, True, "the release's digest is"),
+    "a tampered file": (spoilt, True, "model.safetensors: differs from the manifest"),
+    "no signature": (None, False, "manifest.json.sig: is missing"),
 }
 
 
@@ -254,15 +254,13 @@ def test_weights_that_are_not_the_releases_are_never_served(
     first: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    spoil, signed, container, words = CASES[case]
+    spoil, signed, words = CASES[case]
     seed = 10 + list(CASES).index(case)
     (version,) = versions.make(tiny_base, tmp_path / "versions", seed)
     lines = versions.store(tenant, version, deployed.key if signed else None, spoil)
     if case == "a wrong digest":
         lines = wrong_digest(lines)
-    publish(deployed, tenant, lines)
-    never_ready(deployed, tenant, lines["version"], container, words)
-    still_serves(deployed, tenant, first["version"])
+    never_served(deployed, tenant, lines, words, first["version"])
 
 
 def test_a_version_that_answers_like_its_base_is_never_ready(
@@ -282,14 +280,23 @@ def test_a_version_that_answers_like_its_base_is_never_ready(
     recorded["version_digest"] = manifest_digest(version.folder)
     version.answers.write_text(json.dumps(recorded), "utf-8")
     lines = versions.store(tenant, version, deployed.key)
-    publish(deployed, tenant, lines)
-    never_ready(deployed, tenant, lines["version"], "vllm", "answers like its base")
-    still_serves(deployed, tenant, first["version"])
+    never_served(deployed, tenant, lines, "answers like its base", first["version"])
 
 
-def never_ready(
-    deployed: Platform, tenant: Tenant, version: str, container: str, words: str
+def never_served(
+    deployed: Platform, tenant: Tenant, lines: dict[str, Any], words: str, served: str
 ) -> None:
+    """A refused release: its pod says why, the version before goes on, and all is taken back."""
+    publish(deployed, tenant, lines)
+    try:
+        never_ready(tenant, lines["version"], words)
+        still_serves(tenant, served)
+    finally:
+        revision, _ = deployed.revert()
+    deployed.healthy(f"{tenant.name}-{NAME}", revision, 240)
+
+
+def never_ready(tenant: Tenant, version: str, words: str) -> None:
     """The pod of a version says why it does not start, to kubectl and in Argo CD."""
 
     def told() -> str | None:
@@ -327,8 +334,8 @@ def resource_tree(application: str) -> str:
         )
 
 
-def still_serves(deployed: Platform, tenant: Tenant, version: str) -> None:
-    """The version before is ready and the only one behind the Service; then all is taken back."""
+def still_serves(tenant: Tenant, version: str) -> None:
+    """The version before is ready and the only one behind the Service."""
     (pod,) = [each for each in pods(tenant, version) if ready(each)]
     listed = kubectl(
         *("get", "endpointslices", "-n", f"{tenant.name}-inference", "-o", "json"),
@@ -341,8 +348,6 @@ def still_serves(deployed: Platform, tenant: Tenant, version: str) -> None:
         if endpoint["conditions"].get("ready")
     ]
     assert behind == [pod["metadata"]["name"]]
-    revision, _ = deployed.revert()
-    deployed.healthy(f"{tenant.name}-{NAME}", revision, 240)
 
 
 REACHES = """

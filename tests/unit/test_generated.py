@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from cli.main import main
 from kuznia import generated
-from kuznia.applications import GENERATED, TENANT_KINDS
+from kuznia.applications import CHILDREN, GENERATED, TENANT_KINDS
 from kuznia.contracts.catalogue import load_catalogue
 from kuznia.generated import BOOTSTRAP, OWNERS
 from kuznia.tree import REGISTRY, load_tree
@@ -55,8 +55,13 @@ def test_a_tenants_project_reaches_its_two_namespaces_and_no_more(root: Path) ->
     ]
     assert spec["clusterResourceWhitelist"] == []
     kinds = {(each["group"], each["kind"]) for each in spec["namespaceResourceWhitelist"]}
-    assert kinds == {(group, kind) for group, many in TENANT_KINDS.items() for kind in many}
-    assert not {"Namespace", "Application", "ApplicationSet", "Workflow", "Pod"} & {
+    assert kinds == {
+        (group, kind)
+        for allowed in (TENANT_KINDS, CHILDREN)
+        for group, many in allowed.items()
+        for kind in many
+    }
+    assert not {"Namespace", "Application", "ApplicationSet", "Workflow", "ClusterRole"} & {
         kind for _, kind in kinds
     }
 
