@@ -20,7 +20,6 @@ import yaml
 
 from kuznia.generated import BOOTSTRAP
 from kuznia.signing import signing_key
-from kuznia.tree import REGISTRY
 from tests.e2e.cluster import PODS, S3, Tenant, get, kubectl, run, wait_for
 from tests.e2e.forge import Forge
 from tests.fixtures.checkouts import commit, git, write
@@ -168,11 +167,6 @@ def remove(names: list[str]) -> None:
         kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
 
 
-def release_file(platform: Platform, tenant: str, model: str, stage: str) -> Path:
-    """Where a release is written."""
-    return platform.checkout / REGISTRY / tenant / model / f"{stage}.yaml"
-
-
-def read_release(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
     return found

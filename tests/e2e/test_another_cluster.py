@@ -18,7 +18,7 @@ import pytest
 
 from kuznia.tree import PLATFORM
 from tests.e2e.cluster import get, kubectl, run, wait_for
-from tests.e2e.platform import ARGO_CD, Platform, read_release
+from tests.e2e.platform import ARGO_CD, Platform, read_yaml
 from tests.fixtures.checkouts import release, tenant
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
@@ -101,7 +101,7 @@ def test_a_tenant_of_another_cluster_lives_there(
     deployed: Platform, far: Cluster, mark: str
 ) -> None:
     name = f"{mark}-initech"
-    settings = read_release(deployed.checkout / PLATFORM)
+    settings = read_yaml(deployed.checkout / PLATFORM)
     clusters = {"in-cluster": "https://kubernetes.default.svc", "far": far.address}
     deployed.write(
         {
@@ -125,7 +125,12 @@ def test_a_tenant_of_another_cluster_lives_there(
             assert f"{name}-{what}" in far.kubectl("get", "namespaces", "-o", "name")
             assert get("namespace", f"{name}-{what}", "") == {}
     finally:
-        deployed.revert()
+        revision, _ = deployed.revert()
+
+        def reverted() -> bool:
+            return bool(deployed.application("kuznia")["status"]["sync"]["revision"] == revision)
+
+        wait_for("the root without that tenant", reverted, 60)
         kubectl(
             *("-n", ARGO_CD, "delete", "applicationset,application,appproject"),
             *("-l", f"kuznia.tenant={name}"),
