@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import string
 import tempfile
 import time
@@ -540,3 +541,51 @@ def tenant_workflow(tenant: Tenant) -> str:
     except AssertionError as error:
         return str(error)
     return ""
+
+
+def test_a_tenant_retires_in_two_steps(
+    deployed: Platform, tenant: Tenant, first: dict[str, Any]
+) -> None:
+    """What MLflow knows is in the store before anything goes, and nothing goes unasked."""
+    path = f"{tenant.name}/tenant.yaml"
+    place = deployed.checkout / "argocd" / "registry" / path
+    active = yaml.safe_load(place.read_text("utf-8"))
+    with forwarded(tenant.namespace, "service/mlflow", 5000) as mlflow:
+        client = mlflow_client(mlflow)
+        name = f"{tenant.name}.{MODEL}"
+        if not client.search_registered_models(f"name='{name}'"):
+            client.create_registered_model(name)
+        client.create_model_version(name, first["uri"], tags={"version": first["version"]})
+    deployed.write({path: active | {"state": "retired"}})
+    deployed.push(f"{tenant.name} retires")
+    wait_for("the Job", lambda: get("job", "archive", tenant.namespace), 120)
+    kubectl(
+        *("-n", tenant.namespace, "wait", "job/archive", "--timeout=180s"),
+        "--for=condition=Complete",
+    )
+    with variables(tenant):
+        store = open_store(tenant.store)
+        (kept,) = json.loads(store.read(f"archive/{tenant.name}/registry.json"))
+        assert (kept["name"], kept["uri"]) == (name, first["uri"])
+        assert store.exists(f"archive/{tenant.name}/manifests/{MODEL}/{first['version']}.json")
+    (deployment,) = [get("deployment", NAME, f"{tenant.name}-inference")]
+    wait_for(
+        "no replica",
+        lambda: get("deployment", NAME, f"{tenant.name}-inference")["spec"]["replicas"] == 0,
+        60,
+    )
+    claim = get("pvc", "mlflow", tenant.namespace)["metadata"]["uid"]
+
+    shutil.rmtree(place.parent)
+    revision, _ = deployed.push(f"{tenant.name} is gone")
+    deployed.healthy("kuznia", revision, 120)
+    kubectl(
+        *("-n", ARGO_CD, "delete", "applicationset,application,appproject"),
+        *("-l", f"kuznia.tenant={tenant.name}"),
+    )
+    time.sleep(15)
+    assert get("pvc", "mlflow", tenant.namespace)["metadata"]["uid"] == claim
+    assert (
+        deployment["metadata"]["uid"]
+        == (get("deployment", NAME, f"{tenant.name}-inference")["metadata"]["uid"])
+    )
