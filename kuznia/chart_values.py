@@ -54,7 +54,11 @@ def workspace_values(name: str, tenant: Tenant, platform: Platform) -> dict[str,
         },
     }
     if tenant.storage.secret:
-        made["externalSecrets"] = {"enabled": True, "key": tenant.storage.secret}
+        made["externalSecrets"] = {
+            "enabled": True,
+            "key": tenant.storage.secret,
+            "signingKey": tenant.storage.signing_secret or "",
+        }
     return _merged(platform.workspace, made)
 
 

@@ -74,6 +74,8 @@ class Storage(Contract):
     """Environment variables of every step and every serving pod, as AWS_ENDPOINT_URL."""
     secret: str | None = None
     """Name of the key in the organisation's secret store that fills the Secret `kuznia`."""
+    signing_secret: str | None = None
+    """Name of the key there whose value is the private key (PEM) that signs versions."""
     claim_gib: int = Field(default=0, ge=0)
     """Size of the volume claim at /storage, GiB; 0 for none."""
     storage_class: str = ""

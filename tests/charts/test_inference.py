@@ -118,6 +118,14 @@ def test_secrets_are_references() -> None:
     for each in found.values():
         assert each["target"]["name"] == "kuznia"
         assert each["secretStoreRef"] == {"kind": "ClusterSecretStore", "name": "all"}
+
+
+def test_the_signing_key_is_a_reference_for_training_alone() -> None:
+    values = {"externalSecrets": {"enabled": True, "key": "acme/all", "signingKey": "acme/sign"}}
+    made = render("workspace", SERVING | values)
+    (only,) = (each for name, each in made.items() if name.endswith("/kuznia-signing"))
+    assert only["metadata"]["namespace"] == THERE
+    assert only["spec"]["data"] == [{"secretKey": "signing.pem", "remoteRef": {"key": "acme/sign"}}]
     for each in made.values():
         assert not (each["kind"] == "Secret" and (each.get("data") or each.get("stringData")))
 
