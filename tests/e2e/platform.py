@@ -61,6 +61,15 @@ class Platform:
     def application(self, name: str) -> dict[str, Any]:
         return get("application", name, ARGO_CD)
 
+    def root_at(self, revision: str) -> None:
+        """Wait until Argo CD has looked at `revision` of the generated files."""
+
+        def there() -> bool:
+            sync = self.application("kuznia").get("status", {}).get("sync", {})
+            return bool(sync.get("revision") == revision)
+
+        wait_for(f"the root at {revision[:7]}", there, 120)
+
     def healthy(self, name: str, revision: str, seconds: float) -> dict[str, Any]:
         """The Application once `revision` is synced and runs."""
 

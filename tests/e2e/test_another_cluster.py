@@ -126,11 +126,7 @@ def test_a_tenant_of_another_cluster_lives_there(
             assert get("namespace", f"{name}-{what}", "") == {}
     finally:
         revision, _ = deployed.revert()
-
-        def reverted() -> bool:
-            return bool(deployed.application("kuznia")["status"]["sync"]["revision"] == revision)
-
-        wait_for("the root without that tenant", reverted, 60)
+        deployed.root_at(revision)
         kubectl(
             *("-n", ARGO_CD, "delete", "applicationset,application,appproject"),
             *("-l", f"kuznia.tenant={name}"),

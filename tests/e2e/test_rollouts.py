@@ -578,7 +578,7 @@ def test_a_tenant_retires_in_two_steps(
 
     shutil.rmtree(place.parent)
     revision, _ = deployed.push(f"{tenant.name} is gone")
-    deployed.healthy("kuznia", revision, 120)
+    deployed.root_at(revision)
     kubectl(
         *("-n", ARGO_CD, "delete", "applicationset,application,appproject"),
         *("-l", f"kuznia.tenant={tenant.name}"),
