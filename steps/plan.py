@@ -53,7 +53,9 @@ def run(inputs: PlanInputs, context: Context) -> PlanOutputs:
     estimate = _estimate(place, rows, steps, settings["num_train_epochs"], training, context)
     if problems := list(_room_problems(spec, place, estimate)):
         raise InputError(problems)
-    reasons = (*_reasons(spec, place, settings), *saved, f"not set, so: {', '.join(defaults)}")
+    sizing = _sizing(spec, place, catalogue.memory_for(spec.method, base.parameters))
+    unset = f"not set, so: {', '.join(defaults)}"
+    reasons = (*_reasons(spec, place, settings), *saved, *sizing, unset)
     hardware = Hardware(
         device=place.device,
         gpu_class=place.gpu_class,
@@ -98,8 +100,6 @@ def _resolve(
         place = place_of(spec, catalogue, _SPEC)
     except InputError as error:
         problems += error.problems
-    if base and place:
-        problems += _sizing_problems(spec, place, base, catalogue)
     for key, uri in (("train", spec.data.train), ("test", spec.data.test)):
         try:
             path = data_file(uri, context.workdir / key) if uri else None
@@ -137,17 +137,16 @@ def _estimate(
     )
 
 
-def _sizing_problems(
-    spec: RunSpec, place: Place, base: BaseModelEntry, catalogue: Catalogue
-) -> Iterator[str]:
-    """What the catalogue's rule of thumb says against these GPUs."""
-    has = place.memory_gib * spec.gpus * spec.nodes
-    needs = catalogue.memory_for(spec.method, base.parameters)
-    if place.device == "cuda" and needs > has:
+def _sizing(spec: RunSpec, place: Place, needs: float) -> Iterator[str]:
+    """What to say where the catalogue's rule of thumb asks for more than these GPUs have.
+
+    It does not refuse: the estimate of this very run does.
+    """
+    gpus = spec.gpus * spec.nodes
+    if place.device == "cuda" and needs > (has := place.memory_gib * gpus):
         yield (
-            f"{_SPEC}: hardware: {spec.gpus * spec.nodes} x {place.gpu_class or 'GPU'} has "
-            f"{has:g} GiB memory, the catalogue's sizing for {spec.method} of {spec.base} asks for "
-            f"{needs:.1f} GiB; set more gpus, or hardware with more memory"
+            f"the catalogue's sizing for {spec.method} of {spec.base} asks for {needs:.1f} GiB, "
+            f"{gpus} x {place.gpu_class or 'GPU'} has {has:g} GiB: it fits by the estimate below"
         )
 
 

@@ -86,7 +86,8 @@ class Catalogue(Contract):
     bases: dict[Name, BaseModelEntry]
     gpu_classes: dict[Name, GpuClass] = {}
     sizing: tuple[Sizing, ...] = ()
-    """The platform team's rule of thumb; `kuznia check` and the step plan refuse what is below."""
+    """The platform team's rule of thumb: `kuznia check` refuses releases below it, the step plan
+    says so and goes by its own estimate."""
 
     def memory_for(self, work: str, parameters: float) -> float:
         """GPU memory for `work` on a model of so many parameters, GiB; 0 where nothing is said.

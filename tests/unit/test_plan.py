@@ -189,6 +189,10 @@ def test_memory_is_saved_before_a_run_is_refused(planner: Any, tmp_path: Path) -
     assert trainer["per_device_train_batch_size"] < 8
     assert made.estimate.memory_gib <= 22.4
     assert any(reason.startswith("gradient checkpointing: ") for reason in made.hardware.reasons)
+    assert (
+        "the catalogue's sizing for lora of eight-b asks for 45.9 GiB, 1 x l4 has 22.4 GiB: it fits "
+        "by the estimate below"
+    ) in made.hardware.reasons
 
 
 def test_the_gpu_that_is_here(
