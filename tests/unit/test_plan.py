@@ -190,8 +190,8 @@ def test_memory_is_saved_before_a_run_is_refused(planner: Any, tmp_path: Path) -
     assert made.estimate.memory_gib <= 22.4
     assert any(reason.startswith("gradient checkpointing: ") for reason in made.hardware.reasons)
     assert (
-        "the catalogue's sizing for lora of eight-b asks for 45.9 GiB, 1 x l4 has 22.4 GiB: it fits "
-        "by the estimate below"
+        "the catalogue's sizing for lora of eight-b asks for 45.9 GiB, 1 x l4 has 22.4 GiB: it "
+        "fits by the estimate below"
     ) in made.hardware.reasons
 
 
