@@ -127,8 +127,10 @@ def test_only_steps_that_use_the_hardware_can_be_given_a_gpu() -> None:
 
 def test_a_queue_is_made_where_kueue_is() -> None:
     assert not [name for name in objects() if name.startswith("LocalQueue/")]
-    made = objects(hardware={"queue": "gpus", "clusterQueue": "all"})
-    assert made["LocalQueue/gpus"]["spec"] == {"clusterQueue": "all"}
+    hardware = {"queue": "gpus", "clusterQueue": "all"}
+    for state, policy in (("active", "None"), ("hibernated", "HoldAndDrain")):
+        made = objects(hardware=hardware, state=state)
+        assert made["LocalQueue/gpus"]["spec"] == {"clusterQueue": "all", "stopPolicy": policy}
     assert made["ConfigMap/kuznia"]["data"]["KUZNIA_QUEUE"] == "gpus"
 
 
