@@ -29,7 +29,8 @@ VERSIONS = {
 
 def everywhere(name: str) -> list[str]:
     """Faults of account, file system and leftovers."""
-    allowed = {"uv"} if name == "serve" else set()
+    # The sync works with git.
+    allowed = {"serve": {"uv"}, "platform": {"git"}}.get(name, set())
     if name == "serve" and not is_cpu_build():
         allowed |= {"gcc", "cc"}
     left = [tool for tool in BUILD_TOOLS if tool not in allowed and shutil.which(tool)]
