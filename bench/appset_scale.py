@@ -36,7 +36,7 @@ def main() -> None:
     ):
         path = f"{name}/tenant.yaml"
         tenant = read_yaml(made.checkout / REGISTRY / path)
-        share = {"cpu": 1000, "memory_gib": 4000}
+        share = {"cpu": 10_000, "memory_gib": 40_000}
         quota = {"training": share, "inference": share}
         made.write({path: tenant | {"state": "hibernated", "quota": quota}})
         made.push("It sleeps")
