@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import in_spec, print_json
+from cli.where import root
 from kuznia.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,12 +40,7 @@ examples:
     metavar="NAME",
     help="Who approved the change, with --against: high risk in production needs two.",
 )
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    default=".",
-    help="The checkout with argocd/registry; the current folder unless given.",
-)
+@root
 @click.option("--json", "as_json", is_flag=True, help="Print the plans as JSON.")
 def command(
     specs: tuple[Path, ...],

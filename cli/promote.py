@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cli.output import print_json
+from cli.where import root
 from kuznia.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,12 +30,7 @@ def options(command: F) -> F:
     """What promote and rollback have in common: where, and how far to go."""
     for option in reversed(
         (
-            click.option(
-                "--root",
-                type=click.Path(path_type=Path, file_okay=False, exists=True),
-                default=".",
-                help="The checkout with argocd/registry; the current folder unless given.",
-            ),
+            root,
             click.option("--branch", help="Commit on this new branch, not on the usual one."),
             click.option("--no-commit", is_flag=True, help="Only edit the files."),
             click.option(

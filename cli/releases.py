@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import print_json, print_table
+from cli.where import root
 from kuznia.errors import InputError
 
 if TYPE_CHECKING:
-    from kuznia.tree import Deployed
+    from kuznia.tree import Deployed, Tree
 
 EPILOG = """\b
 examples:
@@ -22,12 +23,7 @@ examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("which", metavar="[TENANT[/MODEL]]", required=False)
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    default=".",
-    help="The checkout with argocd/registry; the current folder unless given.",
-)
+@root
 @click.option("--json", "as_json", is_flag=True, help="Print every release as JSON.")
 def command(which: str | None, root: Path, as_json: bool) -> None:
     """List the releases in argocd/registry, as this checkout has them."""
@@ -36,8 +32,8 @@ def command(which: str | None, root: Path, as_json: bool) -> None:
     from kuznia.tree import load_tree
 
     git = checkout_of(root)
-    every = load_tree(git.folder).releases
-    known = [(f"{each.tenant}/{each.model}", each) for each in every]
+    tree = load_tree(git.folder)
+    known = [(f"{each.tenant}/{each.model}", each) for each in tree.releases]
     chosen = [each for name, each in known if f"{name}/".startswith(f"{which or name}/")]
     if which and not chosen:
         names = ", ".join(sorted({name for name, _ in known})) or "none"
@@ -50,7 +46,7 @@ def command(which: str | None, root: Path, as_json: bool) -> None:
             "release": each.stage,
             "version": each.release.version,
             "since": dates.get(str(each.path), ""),
-            "verdict": _verdict(git.folder, each),
+            "verdict": _verdict(tree, each),
             "card": each.release.card,
         }
         for each in chosen
@@ -66,14 +62,9 @@ def command(which: str | None, root: Path, as_json: bool) -> None:
         )
 
 
-def _verdict(root: Path, deployed: Deployed) -> str:
-    from kuznia.card_views import read_card
-
-    card = deployed.release.card
-    if card is None:
-        return "no card"
+def _verdict(tree: Tree, deployed: Deployed) -> str:
     try:
-        text = (root / card).read_text("utf-8")
+        card = tree.card_of(deployed.release)
     except FileNotFoundError:
         return "card is missing"
-    return str(read_card(text, card).evaluation.verdict.value)
+    return str(card.evaluation.verdict.value) if card else "no card"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.where import root
 from kuznia.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,12 +40,7 @@ examples:
 @click.option("--check", is_flag=True, help="Write nothing; fail if a generated file differs.")
 @click.option("--tree", is_flag=True, help="Show every object that the cluster would apply.")
 @click.option("--diff", metavar="REVISION", help="Show what changes on the cluster since REVISION.")
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    default=".",
-    help="The checkout; the current folder unless given.",
-)
+@root
 @click.pass_context
 def command(ctx: click.Context, check: bool, tree: bool, diff: str | None, root: Path) -> None:
     """Turn argocd/registry into argocd/generated, argocd/bootstrap.yaml and CODEOWNERS.

@@ -1,8 +1,9 @@
-"""Options of the commands that know runs here and on a cluster."""
+"""Options that say where: runs here or on a cluster, and the checkout with the registry."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -10,6 +11,13 @@ import click
 from kuznia.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., None])
+
+root = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=".",
+    help="The checkout with argocd/registry; the current folder unless given.",
+)
 
 
 def options(command: F) -> F:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kuznia.contracts.release import STAGES
 from kuznia.contracts.tenant import Part, Platform, Tenant
 from kuznia.tree import REGISTRY
 
@@ -194,10 +195,7 @@ def releases(name: str, tenant: Tenant, platform: Platform) -> dict[str, Any]:
                     "git": {
                         "repoURL": platform.repository,
                         "revision": platform.revision,
-                        "files": [
-                            {"path": f"{folder}/*/{stage}.yaml"}
-                            for stage in ("staging", "production")
-                        ],
+                        "files": [{"path": f"{folder}/*/{stage}.yaml"} for stage in STAGES],
                     }
                 }
             ],

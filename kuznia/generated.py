@@ -34,21 +34,18 @@ def generated(tree: Tree, catalogue: Catalogue) -> dict[Path, str]:
     found: dict[Path, str] = {BOOTSTRAP: _text(*applications.bootstrap(tree.platform))}
     for name, tenant in tree.tenants.items():
         folder = GENERATED / name
-        made: dict[str, list[dict[str, Any]]] = {
-            "argocd/project.yaml": [applications.project(name, tenant, tree.platform)],
-            "argocd/namespaces.yaml": [
-                applications.namespaces_application(name, tenant, tree.platform)
-            ],
-            "argocd/workspace.yaml": [
-                applications.workspace_application(name, tenant, tree.platform)
-            ],
-            "argocd/releases.yaml": [applications.releases(name, tenant, tree.platform)],
-            "namespaces/training.yaml": [applications.namespace(name, "training")],
-            "namespaces/inference.yaml": [applications.namespace(name, "inference")],
-            "values/workspace.yaml": [workspace_values(name, tenant, tree.platform)],
-            "values/vllm.yaml": [serving_values(name, tenant, tree.platform, catalogue)],
+        given = (name, tenant, tree.platform)
+        made = {
+            "argocd/project.yaml": applications.project(*given),
+            "argocd/namespaces.yaml": applications.namespaces_application(*given),
+            "argocd/workspace.yaml": applications.workspace_application(*given),
+            "argocd/releases.yaml": applications.releases(*given),
+            "namespaces/training.yaml": applications.namespace(name, "training"),
+            "namespaces/inference.yaml": applications.namespace(name, "inference"),
+            "values/workspace.yaml": workspace_values(*given),
+            "values/vllm.yaml": serving_values(*given, catalogue),
         }
-        found |= {folder / path: _text(*objects) for path, objects in made.items()}
+        found |= {folder / path: _text(value) for path, value in made.items()}
     upstream = GENERATED / "platform" / "argocd"
     found[upstream / "shared.yaml"] = _text(applications.shared(tree.platform))
     if tree.platform.sync:

@@ -18,14 +18,14 @@ from kuznia.releases import (
     Lines,
     card_files,
     change_message,
+    lines_in,
     lines_of,
     objections,
     read_release,
-    release_path,
     version_lines,
     write_release,
 )
-from kuznia.tree import PLATFORM, REGISTRY, tenant_file
+from kuznia.tree import PLATFORM, REGISTRY, release_path, tenant_file
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def roll_back(git: Git, tenant: str, model: str, stage: Stage, to: str | None) -
     served = [now["version"]]
     for change in changes.splitlines():
         commit, _, subject = change.partition(" ")
-        before = _lines_at(git, f"{commit}^", path)
+        before = lines_in(git.read(f"{commit}^", str(path)), f"{commit}^:{path}")
         if before is None:
             continue
         if before["version"] != served[-1]:
@@ -226,15 +226,6 @@ def _lines_here(root: Path, tenant: str, model: str, stage: Stage) -> Lines | No
     except FileNotFoundError:
         return None
     return version_lines(read_release(text, str(path)))
-
-
-def _lines_at(git: Git, revision: str, path: Path) -> Lines | None:
-    """As a revision has them; None if it has no such release, or one that is none today."""
-    text = git.read(revision, str(path))
-    try:
-        return None if text is None else version_lines(read_release(text, f"{revision}:{path}"))
-    except InputError:
-        return None
 
 
 def _known(root: Path, tenant: str, stage: Stage) -> str:

@@ -143,12 +143,14 @@ class Registry:
         with mlflow_answers(uri):
             self.client = mlflow_client(uri)
 
-    def versions(self) -> list[ModelVersion]:
-        """Every version of every model, by name, newest first."""
+    def versions(self, *names: str) -> list[ModelVersion]:
+        """Every version of the models `names`, of all without any; by name, newest first."""
+        wanted: list[str | None] = [f"name='{name}'" for name in names]
         with mlflow_answers(self.uri):
             found = [
                 _version(version, _aliases(model, version))
-                for model in _pages(self.client.search_registered_models)
+                for which in wanted or [None]
+                for model in _pages(self.client.search_registered_models, filter_string=which)
                 for version in _pages(
                     self.client.search_model_versions, filter_string=f"name='{model.name}'"
                 )

@@ -20,8 +20,7 @@ from kuznia.contracts.release import VERSION_LINES, Release, Stage
 from kuznia.errors import InputError
 from kuznia.git import message
 from kuznia.registry import ModelVersion
-from kuznia.store import folder_of, open_store
-from kuznia.tree import REGISTRY
+from kuznia.store import folder_of, open_store, root_and_key
 
 CARDS = Path("model-cards")
 Lines = dict[str, Any]
@@ -39,6 +38,14 @@ def version_lines(release: Release) -> Lines:
     """The version lines of a release; keys that have their default are left out, save `mode`."""
     values = release.model_dump(mode="json", include=set(VERSION_LINES))
     return {key: values[key] for key in VERSION_LINES if values[key] is not None}
+
+
+def lines_in(text: str | None, place: str) -> Lines | None:
+    """The version lines in a file's text; None where there is no file, or no valid release."""
+    try:
+        return None if text is None else version_lines(read_release(text, place))
+    except InputError:
+        return None
 
 
 def objections(version: ModelVersion) -> list[str]:
@@ -63,7 +70,7 @@ def lines_of(version: ModelVersion) -> Lines:
 
     Raises InputError if what MLflow says of the version makes no release.
     """
-    tags, root = version.tags, _store_root(version.uri)
+    tags, (root, _) = version.tags, root_and_key(version.uri)
     adapter = tags.get("mode") == "adapter"
     rank = tags.get("lora_rank", "")
     values = {
@@ -90,7 +97,7 @@ def card_files(tenant: str, model: str, lines: Lines) -> dict[str, bytes] | None
     None where the store is a volume that this machine does not have. Raises InputError if there
     is no card or it is of another version, DependencyError if the store does not answer.
     """
-    root = _store_root(lines["uri"])
+    root, _ = root_and_key(lines["uri"])
     if root.startswith("file://") and not folder_of(root).is_dir():
         return None
     store = open_store(root)
@@ -109,11 +116,6 @@ def card_files(tenant: str, model: str, lines: Lines) -> dict[str, bytes] | None
     if card.identity.manifest_sha256.value != lines["digest"]:
         raise InputError(f"{place}: is the card of other weights; run the chain again")
     return found
-
-
-def _store_root(uri: str) -> str:
-    """URI of the store that a version lies in."""
-    return uri.partition("/models/")[0]
 
 
 def write_release(text: str | None, lines: Mapping[str, Any], place: str) -> str:
@@ -192,11 +194,6 @@ def _scalar(value: Any) -> str:
     if PLAIN.fullmatch(text) and not text.endswith(":") and yaml.load(text, FAST) == text:
         return text
     return json.dumps(text)
-
-
-def release_path(tenant: str, model: str, stage: Stage) -> Path:
-    """The file of a release, relative to the checkout."""
-    return REGISTRY / tenant / model / f"{stage}.yaml"
 
 
 def change_message(

@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kuznia.contracts.base import Contract, load_yaml, parse
 from kuznia.contracts.release import STAGES, Release, Stage
 from kuznia.contracts.runspec import NAME
 from kuznia.contracts.tenant import Platform, Tenant
 from kuznia.errors import InputError
+
+if TYPE_CHECKING:
+    from kuznia.contracts.card import Card
 
 REGISTRY = Path("argocd/registry")
 PLATFORM = REGISTRY / "platform.yaml"
@@ -38,7 +41,7 @@ class Deployed:
     @property
     def path(self) -> Path:
         """Its file, relative to the checkout."""
-        return REGISTRY / self.tenant / self.model / f"{self.stage}.yaml"
+        return release_path(self.tenant, self.model, self.stage)
 
     @property
     def name(self) -> str:
@@ -60,10 +63,26 @@ class Tree:
         """The releases of a tenant, by model and stage."""
         return [each for each in self.releases if each.tenant == tenant]
 
+    def card_of(self, release: Release) -> Card | None:
+        """The card that a release names; None where it names none.
+
+        Raises FileNotFoundError if it is not here, InputError if it is none.
+        """
+        from kuznia.card_views import read_card
+
+        if release.card is None:
+            return None
+        return read_card((self.root / release.card).read_text("utf-8"), release.card)
+
 
 def tenant_file(tenant: str) -> Path:
     """Where a tenant is written, relative to the checkout."""
     return REGISTRY / tenant / "tenant.yaml"
+
+
+def release_path(tenant: str, model: str, stage: Stage) -> Path:
+    """Where a release is written, relative to the checkout."""
+    return REGISTRY / tenant / model / f"{stage}.yaml"
 
 
 def load_tree(root: Path) -> Tree:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-from kuznia.card_views import read_card
 from kuznia.contracts.catalogue import Catalogue
 from kuznia.contracts.release import Release
 from kuznia.contracts.tenant import Tenant
@@ -89,30 +88,31 @@ def problems_of_approval(old: Tree, new: Tree, approvers: set[str]) -> list[str]
 def _risk(deployed: Deployed, tree: Tree) -> str | None:
     """The risk class on the release's card; None where the card cannot be read."""
     try:
-        text = (tree.root / (deployed.release.card or "")).read_text("utf-8")
-        return read_card(text, deployed.release.card or "").purpose.risk.value
-    except (OSError, InputError):
+        card = tree.card_of(deployed.release)
+    except (FileNotFoundError, InputError):
         return None  # `problems_of_tree` says so.
+    return card.purpose.risk.value if card else None
 
 
 def problems_of_registration(releases: list[Deployed], registry: Registry) -> list[str]:
     """One line for each release that MLflow does not know as it is written."""
-    found = []
-    known = {(version.name, version.version): version for version in registry.versions()}
+    problems = []
+    names = {f"{each.tenant}.{each.model}" for each in releases}
+    known = {(found.name, found.version): found for found in registry.versions(*sorted(names))}
     for each in releases:
         name = f"{each.tenant}.{each.model}"
         version = known.get((name, each.release.version))
         if version is None:
-            found.append(
+            problems.append(
                 f"{each.path}: version: {each.release.version} of {name} is not registered in "
                 f"MLflow at {registry.uri}; promote a version that is, `kuznia runs` lists them"
             )
         elif version.digest != each.release.digest:
-            found.append(
+            problems.append(
                 f"{each.path}: digest: {each.release.digest[:12]}... is not the registered "
                 f"{version.digest[:12]}...; copy both lines from one version"
             )
-    return found
+    return problems
 
 
 def _of_tenant(name: str, tenant: Tenant, tree: Tree, catalogue: Catalogue) -> Iterator[str]:
@@ -240,17 +240,17 @@ def _of_base(place: str, release: Release, catalogue: Catalogue) -> Iterator[str
 def _of_card(deployed: Deployed, tree: Tree) -> Iterator[str]:
     """A production release needs the card of its version, with the verdict to promote."""
     place, release = deployed.path, deployed.release
-    if release.card is None:
-        if deployed.stage == "production":
-            yield f"{place}: card: is missing; `kuznia promote` brings it along"
-        return
     try:
-        card = read_card((tree.root / release.card).read_text("utf-8"), release.card)
+        card = tree.card_of(release)
     except FileNotFoundError:
         yield f"{place}: card: {release.card} is not here; `kuznia promote` brings it along"
         return
     except InputError as error:
         yield from error.problems
+        return
+    if card is None:
+        if deployed.stage == "production":
+            yield f"{place}: card: is missing; `kuznia promote` brings it along"
         return
     of = (deployed.tenant, deployed.model, release.version, release.digest)
     identity = card.identity

@@ -9,7 +9,7 @@ from kuznia import settings, signing
 from kuznia.errors import InputError
 from kuznia.manifest import MANIFEST, SIGNATURE, manifest_digest
 from kuznia.registry import ModelVersion
-from kuznia.store import open_store
+from kuznia.store import open_store, root_and_key
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,13 @@ def fetch_weights(version: ModelVersion, cache: Path) -> Weights:
         )
     if version.tags.get("mode") != "adapter":
         return Weights(version.served_name, folder)
-    root = version.uri.partition("/models/")[0]
+    root, _ = root_and_key(version.uri)
     base = _fetch(f"{root}/{version.tags['base_key']}", version.tags["base_digest"], cache)
     return Weights(version.served_name, folder, base)
 
 
 def _fetch(uri: str, digest: str, cache: Path) -> Path:
-    mark = "/models/" if "/models/" in uri else "/bases/"
-    root, _, rest = uri.partition(mark)
-    key = f"{mark.strip('/')}/{rest}"
+    root, key = root_and_key(uri)
     try:
         folder = open_store(root).get_folder(key, cache / "folders" / digest)
     except FileNotFoundError:

@@ -18,8 +18,8 @@ from kuznia.contracts.base import canonical_json
 from kuznia.errors import InputError, KuzniaError
 from kuznia.manifest import MANIFEST
 from kuznia.progress import progress
-from kuznia.registry import ModelVersion, Registry
-from kuznia.store import Store, open_store
+from kuznia.registry import Registry
+from kuznia.store import Store, open_store, root_and_key
 from kuznia.termination import report_bugs, report_failure
 
 
@@ -30,7 +30,7 @@ def archive(tenant: str, registry: Registry, store: Store) -> int:
     for done, version in enumerate(versions, 1):
         key = f"archive/{tenant}/manifests/{version.model}/{version.version}.json"
         try:
-            store.write(key, store.read(f"{_key(version)}/{MANIFEST}"))
+            store.write(key, store.read(f"{root_and_key(version.uri)[1]}/{MANIFEST}"))
         except FileNotFoundError:
             problems.append(
                 f"{version.uri}: is gone from the store; nothing is left of {version.name} "
@@ -41,10 +41,6 @@ def archive(tenant: str, registry: Registry, store: Store) -> int:
     if problems:
         raise InputError(problems)
     return len(versions)
-
-
-def _key(version: ModelVersion) -> str:
-    return f"models/{version.uri.partition('/models/')[2]}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -239,6 +239,13 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def root_and_key(uri: str) -> tuple[str, str]:
+    """The store's URI and the key of a version's or a base's folder, by the store's layout."""
+    mark = "/models/" if "/models/" in uri else "/bases/"
+    root, _, rest = uri.partition(mark)
+    return root, f"{mark.strip('/')}/{rest}"
+
+
 def open_store(uri: str) -> Store:
     """The store at `uri`: a folder, file://, s3://bucket/prefix or gs://bucket/prefix.
 

@@ -26,8 +26,8 @@ from kuznia.releases import (
     change_message,
     lines_of,
     objections,
-    release_path,
 )
+from kuznia.tree import release_path
 from services.sync import metrics
 from services.sync.proposals import Proposals
 from services.sync.registries import FAILURES, Models, Registries

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kuznia.errors import DependencyError, InputError, KuzniaError
+from kuznia.errors import DependencyError, KuzniaError
 from kuznia.forges import Forge, Plain, Pull
 from kuznia.git import Conflict
-from kuznia.releases import Lines, read_release, release_path, version_lines, write_release
+from kuznia.releases import Lines, lines_in, write_release
+from kuznia.tree import release_path
 from services.sync import metrics
 from services.sync.repository import ADDED, Repository
 
@@ -114,11 +115,7 @@ class Proposals:
 
     def _lines_at(self, commit: str, path: str) -> Lines | None:
         """The version lines of a release; None if there is none, or no valid one."""
-        text = self._repository.git.read(commit, path)
-        try:
-            return None if text is None else version_lines(read_release(text, path))
-        except InputError:
-            return None
+        return lines_in(self._repository.git.read(commit, path), path)
 
     def _is_stale(self, tip: str, path: str) -> bool:
         """Whether the release has changed on the deployed branch since the proposal was made."""
