@@ -67,7 +67,9 @@ class _Files:
 
     def fetch(self) -> None:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            tries = [pool.submit(self._file, entry) for entry in self.manifest.files]
+            # Small ones first: they are whole whatever happens to the large ones.
+            order = sorted(self.manifest.files, key=lambda entry: entry.size)
+            tries = [pool.submit(self._file, entry) for entry in order]
         errors = [error for error in (each.exception() for each in tries) if error]
         refused = [error for error in errors if isinstance(error, InputError)]
         if refused:
