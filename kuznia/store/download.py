@@ -69,8 +69,9 @@ class _Files:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             # Small ones first: they are whole whatever happens to the large ones.
             order = sorted(self.manifest.files, key=lambda entry: entry.size)
-            tries = [pool.submit(self._file, entry) for entry in order]
-        errors = [error for error in (each.exception() for each in tries) if error]
+            tries = {entry.path: pool.submit(self._file, entry) for entry in order}
+        ends = (tries[entry.path].exception() for entry in self.manifest.files)
+        errors = [error for error in ends if error]
         refused = [error for error in errors if isinstance(error, InputError)]
         if refused:
             raise InputError(problem for error in refused for problem in error.problems)
