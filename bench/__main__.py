@@ -11,7 +11,9 @@ import importlib
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HELPERS = {"__init__", "__main__", "results"}
+HELPERS = {"__init__", "__main__", "results"} | {
+    f"gateway_{name}" for name in ("litellm", "load", "parts", "wire")
+}
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ examples:
     show_default=True,
     help="Base URL of an OpenAI API.",
 )
+@click.option("--key", envvar="KUZNIA_KEY", help="Key of a gateway; also in KUZNIA_KEY.")
 @click.option("--system", help="System prompt.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 gives the likeliest answer.")
 @click.option("--max-tokens", default=256, show_default=True, help="Longest answer.")
@@ -37,6 +38,7 @@ def command(
     model: str | None,
     question: str | None,
     url: str,
+    key: str | None,
     system: str | None,
     temperature: float,
     max_tokens: int,
@@ -53,7 +55,9 @@ def command(
         question = sys.stdin.read().strip() or None
     history = [{"role": "system", "content": system}] if system else []
     # No limit on reading: a long prompt on a CPU takes long to its first token.
-    with httpx.Client(timeout=httpx.Timeout(None, connect=5), trust_env=False) as client:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    timeout = httpx.Timeout(None, connect=5)
+    with httpx.Client(timeout=timeout, trust_env=False, headers=headers) as client:
         name = served_name(client, url, model)
         settings = {"model": name, "temperature": temperature, "max_tokens": max_tokens}
         if question is not None:

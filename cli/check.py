@@ -15,6 +15,7 @@ from kuznia.errors import InputError
 if TYPE_CHECKING:
     from kuznia.contracts.catalogue import Catalogue
     from kuznia.contracts.steps import PlanOutputs
+    from kuznia.tree import Tree
 
 
 EPILOG = """\b
@@ -105,7 +106,7 @@ def _registry(
         tree = load_tree(root)
     except InputError as error:
         return error.problems
-    problems = problems_of_tree(tree, catalogue)
+    problems = problems_of_tree(tree, catalogue) or _gateway(tree)
     asked = list(tree.releases)
     if against:
         try:
@@ -123,6 +124,27 @@ def _registry(
     if mlflow and asked:
         problems += problems_of_registration(asked, Registry(settings.tracking_uri()))
     return problems
+
+
+def _gateway(tree: Tree) -> list[str]:
+    """What the gateway would not take: its files are made, and checked by Envoy if that is here."""
+    from cli.gateway import envoy
+    from kuznia.gateway.folder import compiled, validate
+    from kuznia.gateway.places import Places
+    from kuznia.gateway.softly import softened
+    from kuznia.gateway.table import table_of
+    from kuznia.tree import SOFT
+    from workflows.environments import is_ready
+
+    here = Path("/gateway")
+    table = softened(table_of(tree), tree.soft, str(SOFT))
+    try:
+        made = compiled(table, Places(here / "conf", here / "spool", here / "run"), {})
+        if is_ready("gateway"):
+            validate(made, envoy())
+    except InputError as error:
+        return error.problems
+    return []
 
 
 def _plan(path: Path) -> tuple[PlanOutputs, str]:

@@ -18,12 +18,11 @@ from cli.output import print_error, seconds
 
 if TYPE_CHECKING:
     from kuznia.registry import ModelVersion
-    from kuznia.serving import Server
     from kuznia.store import Store
     from workflows.local import Result
     from workflows.submit import Submission
 
-IMAGES = ("platform", "train", "serve")
+IMAGES = ("platform", "train", "serve", "gateway")
 AT_ONCE = 8
 """Questions that are asked at the same time."""
 SHOWN = 6
@@ -74,15 +73,25 @@ def command(data: Path | None, epochs: float | None) -> None:
     version, store = _version(submission, outputs)
     rows = _rows(store, outputs)
     served_at = time.monotonic()
+    from cli.gateway import envoy, local_table
     from cli.serve import started
+    from kuznia.keys.ledger import issue
     from kuznia.serving import free_port
+    from kuznia.store import open_store
+    from services.gateway.laptop import gateway
 
-    with started(version, "127.0.0.1", free_port()) as server:
+    key, token = issue(open_store(settings.store_uri()), version.tenant, name="demo")
+    with started(version, "127.0.0.1", free_port()):
         spent["serve"] = round(time.monotonic() - served_at, 1)
-        with _timed(spent, "answers"):
-            rows = _ask(server, rows, submission.spec.evaluation.max_new_tokens)
+        with (
+            _timed(spent, "answers"),
+            gateway(lambda: local_table("default"), envoy(), port=free_port()) as gate,
+        ):
+            longest = submission.spec.evaluation.max_new_tokens
+            rows = _ask(gate.url, token, version.served_name, rows, longest)
     spent["total"] = round(time.monotonic() - began, 1)
     report = _report(spent, rows, outputs, version, store, submission.run)
+    report["audit"] = _audit(version.tenant, key.jti)
     _write(settings.home() / "demo.json", report)
     _tell(report, rows, version)
 
@@ -156,27 +165,30 @@ def _rows(store: Store, outputs: dict[str, Any]) -> list[Row]:
     return [Row(row["prompt"], row["expected"], row["base"], row["candidate"]) for row in found]
 
 
-def _ask(server: Server, rows: list[Row], longest: int) -> list[Row]:
-    """Every row answered by vLLM, greedily."""
+def _ask(url: str, token: str, model: str, rows: list[Row], longest: int) -> list[Row]:
+    """Every row answered by vLLM through the gateway, greedily."""
     import httpx
 
+    from kuznia import settings
     from kuznia.errors import DependencyError
 
-    with httpx.Client(timeout=600, trust_env=False) as client:
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(timeout=600, trust_env=False, headers=headers) as client:
 
         def answer(row: Row) -> Row:
             body = {
-                "model": server.name,
+                "model": model,
                 "messages": row.messages,
                 "temperature": 0,
                 "max_tokens": longest,
             }
             try:
-                reply = client.post(f"{server.url}/chat/completions", json=body)
+                reply = client.post(f"{url}/chat/completions", json=body)
                 reply.raise_for_status()
             except httpx.HTTPError as error:
                 raise DependencyError(
-                    f"{server.url}: did not answer ({error}); see {server.log}, run again"
+                    f"{url}: did not answer ({error}); see the logs in "
+                    f"{settings.home() / 'gateway'} and {settings.home() / 'serve'}, run again"
                 ) from error
             text = reply.json()["choices"][0]["message"]["content"] or ""
             return row._replace(served=text.strip())
@@ -192,6 +204,21 @@ def _ask(server: Server, rows: list[Row], longest: int) -> list[Row]:
                 answered.append(row)
                 bar.update(1)
     return answered
+
+
+def _audit(tenant: str, key: str) -> dict[str, Any]:
+    """What the audit log has of this demo: records of its key, and whether the log is whole."""
+    from kuznia import settings
+    from kuznia.audit.keys import public_keys, public_path
+    from kuznia.audit.search import Query, search
+    from kuznia.audit.verify import verify
+    from kuznia.store import open_store
+
+    store = open_store(settings.store_uri())
+    found = list(search(store, Query(tenant=tenant, equal={"key": key})))
+    verified = verify(store, public_keys([public_path()]), tenant=tenant)
+    tokens = sum(record["tokens_in"] + record["tokens_out"] for record in found)
+    return {"records": len(found), "tokens": tokens, "findings": verified.findings}
 
 
 def _report(
@@ -253,8 +280,11 @@ def _tell(report: dict[str, Any], rows: list[Row], version: ModelVersion) -> Non
         f"{report['samples_per_second']:.1f} samples/s",
         "version": version.uri,
         "card": report["card"],
+        "audit": f"{report['audit']['records']} records, {report['audit']['tokens']} tokens, "
+        + ("; ".join(report["audit"]["findings"]) or "the chain is whole")
+        + " (kuznia audit search)",
         "MLflow": f"{settings.tracking_uri()} (kuznia ui)",
-        "logs": f"{home / 'runs' / report['run']}, {home / 'serve'}",
+        "logs": f"{home / 'runs' / report['run']}, {home / 'serve'}, {home / 'gateway'}",
         "numbers": str(home / "demo.json"),
     }
     for name, text in lines.items():
@@ -263,6 +293,7 @@ def _tell(report: dict[str, Any], rows: list[Row], version: ModelVersion) -> Non
         "\nvLLM is stopped. Next:\n"
         f"  kuznia serve {version.served_name}     serve it again\n"
         f"  kuznia chat {version.served_name}      talk to it, in another terminal\n"
+        f"  kuznia gateway                 keys, limits, guard and audit log before it\n"
         f"  kuznia card {version.served_name}      read its card\n"
         "  make demo DATA=file.csv     the same with questions and answers of your own"
     )

@@ -54,6 +54,7 @@ def started(
 ) -> Iterator[Server]:
     """vLLM on `version`, with its progress on stderr; stopped at the end."""
     from kuznia import settings
+    from kuznia.gateway.served import listed, target_of
     from kuznia.libnuma import numa_variables
     from kuznia.serving import serving
     from kuznia.weights import fetch_weights
@@ -76,7 +77,8 @@ def started(
         ) as server,
     ):
         say(-1, "")
-        yield server
+        with listed(target_of(version, server.url)):
+            yield server
 
 
 @contextmanager
@@ -110,6 +112,7 @@ def _tell(server: Server) -> None:
     body = f'{{"model": "{server.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     click.echo(f"ready in {server.seconds:.0f} s: {server.url} serves {server.name}")
     click.echo(f"  kuznia chat {server.name}{other}")
+    click.echo("  kuznia gateway                 keys, limits, guard and audit log before it")
     click.echo(
         f"  curl {server.url}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     )

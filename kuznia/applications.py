@@ -92,10 +92,38 @@ def sync(platform: Platform) -> dict[str, Any]:
     return _own_chart("sync", of | image | platform.sync, platform)
 
 
+def gateway(platform: Platform, values: Path) -> dict[str, Any]:
+    """The gateway, from helm/gateway; its `values` are generated, with every release in them."""
+    source = _source(platform, Path("helm/gateway")) | {
+        "helm": {"releaseName": "gateway", "valueFiles": [f"/{values}"]}
+    }
+    made = _in_shared_namespace("gateway", source, platform)
+    made["metadata"]["annotations"] = {
+        "argocd.argoproj.io/manifest-generate-paths": f"/helm/gateway;/{values}"
+    }
+    # An autoscaler's, where there is one.
+    made["spec"]["ignoreDifferences"] = [
+        {
+            "group": "apps",
+            "kind": kind,
+            "jqPathExpressions": [
+                'select(.metadata.annotations["kuznia.autoscaled"] == "true") | .spec.replicas'
+            ],
+        }
+        for kind in ("Deployment", "StatefulSet")
+    ]
+    made["spec"]["syncPolicy"]["syncOptions"] += ["RespectIgnoreDifferences=true"]
+    return made
+
+
 def _own_chart(name: str, values: dict[str, Any], platform: Platform) -> dict[str, Any]:
     source = _source(platform, Path("helm") / name) | {
         "helm": {"releaseName": name, "valuesObject": values}
     }
+    return _in_shared_namespace(name, source, platform)
+
+
+def _in_shared_namespace(name: str, source: dict[str, Any], platform: Platform) -> dict[str, Any]:
     made = _application(
         *(f"kuznia-{name}", PLATFORM_PROJECT, platform, source, "in-cluster", platform.gateway)
     )

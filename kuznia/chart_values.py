@@ -6,6 +6,10 @@ from typing import Any
 
 from kuznia.contracts.catalogue import Catalogue
 from kuznia.contracts.tenant import Platform, Tenant
+from kuznia.gateway.shards import shards, text_of
+from kuznia.gateway.softly import softened
+from kuznia.gateway.table import table_of
+from kuznia.tree import SOFT, Tree
 
 ASLEEP = ("hibernated", "retired")
 
@@ -67,7 +71,7 @@ def serving_values(
 ) -> dict[str, Any]:
     """Values of helm/vllm that all releases of a tenant share."""
     classes = {each: catalogue.gpu_classes[each] for each in tenant.gpu_classes}
-    made = {
+    made: dict[str, Any] = {
         "tenant": name,
         "state": tenant.state,
         "settings": tenant.storage.settings,
@@ -86,7 +90,28 @@ def serving_values(
             for each, found in classes.items()
         },
     }
+    if platform.entry:
+        # The one way to a model: who is guarded cannot be reached around the guard.
+        caller = "gateway" if tenant.guard == "off" else "guard"
+        made["network"] = {"callers": [caller]}
     return _merged(platform.serving, made)
+
+
+def gateway_values(tree: Tree) -> dict[str, Any]:
+    """Values of helm/gateway: what the platform sets, every release, by parts of the table."""
+    platform = tree.platform
+    parts = shards(softened(table_of(tree), tree.soft, str(SOFT)))
+    made: dict[str, Any] = {"tables": {name: Lines(text_of(part)) for name, part in parts.items()}}
+    if platform.access.store:
+        made["store"] = platform.access.store
+    made["guard"] = {"largest_mib": platform.access.largest_request_mib}
+    if "gateway" in platform.images:
+        made["images"] = {"gateway": platform.images["gateway"]}
+    return _merged(platform.entry, made)
+
+
+class Lines(str):
+    """Text that a generated file shows line by line."""
 
 
 def _hard(gpus: int, cpu: float, memory_gib: float) -> dict[str, str]:

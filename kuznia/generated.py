@@ -7,7 +7,8 @@ For each tenant in argocd/generated/<tenant>/:
     argocd/releases.yaml     ApplicationSet: one Application of helm/vllm for each release file
     namespaces/*.yaml        the two namespaces
     values/{workspace,vllm}.yaml
-and in argocd/generated/platform/argocd/ an Application of helm/shared and of each part by others.
+and in argocd/generated/platform/argocd/ an Application of helm/shared and of each part by others;
+where the platform has an entry, one of helm/gateway, with platform/values/gateway.yaml.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import yaml
 
 from kuznia import applications
 from kuznia.applications import GENERATED
-from kuznia.chart_values import serving_values, workspace_values
+from kuznia.chart_values import Lines, gateway_values, serving_values, workspace_values
 from kuznia.contracts.catalogue import Catalogue
 from kuznia.tree import REGISTRY, Tree
 
@@ -50,6 +51,10 @@ def generated(tree: Tree, catalogue: Catalogue) -> dict[Path, str]:
     found[upstream / "shared.yaml"] = _text(applications.shared(tree.platform))
     if tree.platform.sync:
         found[upstream / "sync.yaml"] = _text(applications.sync(tree.platform))
+    if tree.platform.entry:
+        values = GENERATED / "platform" / "values" / "gateway.yaml"
+        found[upstream / "gateway.yaml"] = _text(applications.gateway(tree.platform, values))
+        found[values] = _text(gateway_values(tree))
     for name, part in tree.platform.parts.items():
         found[upstream / f"{name}.yaml"] = _text(applications.part(name, part, tree.platform))
     found[OWNERS] = _owners(tree)
@@ -101,6 +106,13 @@ def _owners(tree: Tree) -> str:
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def _line_by_line(dumper: Any, text: Lines) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="|")
+
+
+_Dumper.add_representer(Lines, _line_by_line)
 
 
 def _text(*objects: dict[str, Any]) -> str:

@@ -94,6 +94,12 @@ def _applications(tree: Tree) -> Iterator[tuple[str, str, str, str, Path, list[s
                 *(each.name, tenant, f"{tenant}-inference", f"{each.model}-{each.stage}"),
                 *(Path("helm/vllm"), given),
             )
+    if tree.platform.entry:
+        values = GENERATED / "platform" / "values" / "gateway.yaml"
+        yield (
+            *("kuznia-gateway", "platform", tree.platform.gateway, "gateway"),
+            *(Path("helm/gateway"), ["--values", str(values)]),
+        )
 
 
 def _render(

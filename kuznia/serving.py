@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kuznia import machine
+from kuznia.contracts.release import STAGES
 from kuznia.errors import DependencyError, InputError
 from kuznia.weights import Weights
 
@@ -92,11 +93,14 @@ def command(
         *("--generation-config", "vllm"),
         "--disable-uvicorn-access-log",
     ]
+    # What is counted at the gateway is in every answer, streamed or not.
+    arguments.append("--enable-force-include-usage")
     if not gpu:
         # Compiling costs more than it brings here.
         arguments += ["--dtype", number_format(model), "--enforce-eager"]
+    names = [weights.name, *(f"{weights.name}:{stage}" for stage in STAGES)]
     if weights.base is None:
-        return [*arguments, "--served-model-name", weights.name]
+        return [*arguments, "--served-model-name", *names]
     rank = int(_json(weights.folder / "adapter_config.json")["r"])
     if rank > RANKS[-1]:
         raise InputError(
@@ -104,9 +108,9 @@ def command(
             "serves; merge the adapter with export: {merge: true}"
         )
     room = next(known for known in RANKS if known >= rank)
-    module = json.dumps({"name": weights.name, "path": str(weights.folder)})
+    modules = [json.dumps({"name": name, "path": str(weights.folder)}) for name in names]
     arguments += ["--served-model-name", f"{weights.name}:base", "--enable-lora"]
-    return [*arguments, "--max-lora-rank", str(room), "--lora-modules", module]
+    return [*arguments, "--max-lora-rank", str(room), "--lora-modules", *modules]
 
 
 def variables(weights: Weights, *, gpu: bool, longest: int | None = None) -> dict[str, str]:
@@ -253,7 +257,7 @@ def _wait(
     raise DependencyError(f"vLLM is not ready after {START_SECONDS} s; see {log}")
 
 
-STAGES = (
+DOINGS = (
     ("Application startup complete", "asking a first question"),
     ("Loading weights took", "making room for the cache"),
     ("Starting to load model", "loading weights"),
@@ -265,6 +269,6 @@ STAGES = (
 
 def _doing(log: Path, healthy: bool) -> str:
     if healthy:
-        return STAGES[0][1]
+        return DOINGS[0][1]
     text = log.read_text("utf-8", errors="replace")
-    return next((doing for mark, doing in STAGES if mark in text), "importing vLLM")
+    return next((doing for mark, doing in DOINGS if mark in text), "importing vLLM")

@@ -21,6 +21,8 @@
 | KUZNIA_TRUSTED_KEYS    | folder of public keys (*.pem), one of  | none: the registered digest   |
 |                        | which must have signed what is served  | decides                       |
 | KUZNIA_HTTP_TOKEN      | bearer token for weights at https://   | none                          |
+| KUZNIA_KEYS            | folder of the keys that sign API keys  | <home>/keys/issuer, made on   |
+|                        | of the gateway                         | first use; in a pod none      |
 
 Those of notifications are in docs/howto/get-notified.md.
 """
@@ -79,6 +81,12 @@ def trusted_keys() -> Path | None:
     """Folder of the public keys that sign what may be served here; None: all may be served."""
     given = os.environ.get("KUZNIA_TRUSTED_KEYS")
     return Path(given) if given else None
+
+
+def keys_folder() -> Path | None:
+    """Folder of the keys that sign API keys, where one is named."""
+    given = os.environ.get("KUZNIA_KEYS")
+    return Path(given).resolve() if given else None
 
 
 def queue() -> str:

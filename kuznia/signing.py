@@ -126,10 +126,10 @@ def signing_key() -> EllipticCurvePrivateKey | None:
     """The private key of this place, as `sign_folder` says."""
     given = settings.signing_key()
     if "-----BEGIN" in given:
-        return _private("KUZNIA_SIGNING_KEY", given.encode())
+        return private_key("KUZNIA_SIGNING_KEY", given.encode())
     if given:
         try:
-            return _private(given, Path(given).read_bytes())
+            return private_key(given, Path(given).read_bytes())
         except OSError as error:
             raise InputError(
                 f"KUZNIA_SIGNING_KEY: {given}: {error.strerror}; give the path of a PEM file, or "
@@ -140,11 +140,11 @@ def signing_key() -> EllipticCurvePrivateKey | None:
     path = settings.home() / "keys" / "signing.pem"
     try:
         if not path.exists():
-            _make(path)
-        key = _private(str(path), path.read_bytes())
+            make_key(path)
+        key = private_key(str(path), path.read_bytes())
         public = path.with_suffix(".pub")
         if not public.exists():
-            public.write_bytes(_pem(key.public_key()))
+            public.write_bytes(public_pem(key.public_key()))
     except OSError as error:
         raise DependencyError(
             f"{path}: {error.strerror}; make room or rights for a signing key there, or set "
@@ -153,7 +153,8 @@ def signing_key() -> EllipticCurvePrivateKey | None:
     return key
 
 
-def _private(place: str, pem: bytes) -> EllipticCurvePrivateKey:
+def private_key(place: str, pem: bytes) -> EllipticCurvePrivateKey:
+    """The private key in `pem`; InputError beginning with `place` if it is none for ES256."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -169,7 +170,7 @@ def _private(place: str, pem: bytes) -> EllipticCurvePrivateKey:
     return key
 
 
-def _make(path: Path) -> None:
+def make_key(path: Path) -> None:
     """A new key at `path`, readable by its owner alone; of two at once one wins, whole."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -189,7 +190,8 @@ def _make(path: Path) -> None:
         partial.unlink()
 
 
-def _pem(key: EllipticCurvePublicKey) -> bytes:
+def public_pem(key: EllipticCurvePublicKey) -> bytes:
+    """The key's PEM form."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

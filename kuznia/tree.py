@@ -1,6 +1,7 @@
 """The registry in git: every tenant and every release, as people wrote them.
 
-argocd/registry/platform.yaml, <tenant>/tenant.yaml, <tenant>/<model>/{staging,production}.yaml.
+argocd/registry/platform.yaml, soft.yaml where there is one, <tenant>/tenant.yaml,
+<tenant>/<model>/{staging,production}.yaml.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kuznia.contracts.base import Contract, load_yaml, parse
 from kuznia.contracts.release import STAGES, Release, Stage
 from kuznia.contracts.runspec import NAME
+from kuznia.contracts.soft import Soft
 from kuznia.contracts.tenant import Platform, Tenant
 from kuznia.errors import InputError
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 REGISTRY = Path("argocd/registry")
 PLATFORM = REGISTRY / "platform.yaml"
+SOFT = REGISTRY / "soft.yaml"
+"""Words and lower limits of models; it need not be there."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Tree:
     platform: Platform
     tenants: dict[str, Tenant]
     releases: tuple[Deployed, ...]
+    soft: Soft = field(default_factory=Soft)
 
     def of(self, tenant: str) -> list[Deployed]:
         """The releases of a tenant, by model and stage."""
@@ -100,7 +105,8 @@ def read_tree(root: Path) -> tuple[Tree | None, list[str]]:
     platform = read.file(Platform, PLATFORM)
     tenants: dict[str, Tenant] = {}
     releases: list[Deployed] = []
-    for folder in read.folders(REGISTRY, "tenant", {"platform.yaml"}):
+    soft = read.file(Soft, SOFT) if (root / SOFT).exists() else None
+    for folder in read.folders(REGISTRY, "tenant", {"platform.yaml", "soft.yaml"}):
         if found := read.file(Tenant, tenant_file(folder)):
             tenants[folder] = found
         for model in read.folders(REGISTRY / folder, "model", {"tenant.yaml"}):
@@ -112,8 +118,9 @@ def read_tree(root: Path) -> tuple[Tree | None, list[str]]:
                     release = read.file(Release, here / f"{stage}.yaml")
                     if release:
                         releases.append(Deployed(folder, model, stage, release))
-    tree = Tree(root, platform, tenants, tuple(releases)) if platform else None
-    return tree, problems
+    if platform is None:
+        return None, problems
+    return Tree(root, platform, tenants, tuple(releases), soft or Soft()), problems
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from kuznia.contracts.catalogue import Catalogue
 from kuznia.contracts.release import Release
 from kuznia.contracts.tenant import Tenant
 from kuznia.errors import InputError
+from kuznia.gateway.softly import softened
+from kuznia.gateway.table import table_of
 from kuznia.registry import Registry
-from kuznia.tree import REGISTRY, Deployed, Tree, tenant_file
+from kuznia.tree import REGISTRY, SOFT, Deployed, Tree, tenant_file
 
 RESERVED = ("default", "kuznia", "platform")
 """Names of Argo CD's and our own projects."""
@@ -27,6 +29,10 @@ def problems_of_tree(tree: Tree, catalogue: Catalogue) -> list[str]:
         if owner := tree.tenants.get(deployed.tenant):
             found += _of_release(deployed, owner, catalogue)
             found += _of_card(deployed, tree)
+    try:
+        softened(table_of(tree), tree.soft, str(SOFT))
+    except InputError as error:
+        found += error.problems
     return found
 
 

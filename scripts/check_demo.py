@@ -28,6 +28,13 @@ def main() -> int:
             "score_served",
             figures["score_served"] >= TUNED_AT_LEAST,
         ),
+        (
+            "one audit record for each question",
+            "audit",
+            figures["audit"]["records"] == figures["test_rows"]
+            and figures["audit"]["tokens"] > 0
+            and not figures["audit"]["findings"],
+        ),
     ]
     for words, key, kept in promises:
         print(f"{'ok  ' if kept else 'FAIL'} {words}: {figures[key]}")

@@ -22,6 +22,7 @@ from kuznia.contracts.catalogue import Catalogue, load_catalogue
 from kuznia.contracts.llamafactory import OWNED
 from kuznia.contracts.release import Release
 from kuznia.contracts.runspec import RunSpec
+from kuznia.contracts.soft import Soft
 from kuznia.contracts.tenant import Platform, Tenant
 from kuznia.errors import DependencyError, InputError, KuzniaError, Preempted
 from kuznia.tree import load_tree
@@ -41,6 +42,7 @@ def generated() -> dict[Path, str]:
         Path("docs/reference/catalogue.md"): _keys("The catalogue", Catalogue),
         Path("docs/reference/tenant.md"): _keys("A tenant", Tenant),
         Path("docs/reference/platform.md"): _keys("The platform", Platform),
+        Path("docs/reference/soft.md"): _keys("Soft configuration", Soft),
         Path("docs/reference/release.md"): _keys("A release", Release),
         Path("docs/reference/commands.md"): _commands(),
         Path("docs/reference/settings.md"): _settings(),

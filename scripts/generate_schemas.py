@@ -16,6 +16,7 @@ from kuznia.contracts.catalogue import Catalogue
 from kuznia.contracts.llamafactory import OWNED, known_keys
 from kuznia.contracts.release import Release
 from kuznia.contracts.runspec import RunSpec
+from kuznia.contracts.soft import Soft
 from kuznia.contracts.tenant import Platform, Tenant
 
 FOLDER = Path("kuznia/contracts/schemas")
@@ -26,6 +27,7 @@ MODELS: dict[str, type[Contract]] = {
     "tenant": Tenant,
     "platform": Platform,
     "release": Release,
+    "soft": Soft,
 }
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 

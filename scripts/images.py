@@ -24,7 +24,7 @@ from kuznia.errors import DependencyError, InputError, KuzniaError
 from kuznia.manifest import file_digest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("torch", "platform", "mlflow", "train", "serve")
+NAMES = ("torch", "platform", "gateway", "mlflow", "train", "serve")
 """In the order of building: `train` and `serve` stand on `torch`."""
 TORCH = "kuznia/torch"
 EXAMPLE = """examples:

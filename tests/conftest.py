@@ -24,7 +24,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Every test has its own home, and none sees the settings of whoever runs it."""
     for name in ("KUZNIA_STORE", "MLFLOW_TRACKING_URI", "KUZNIA_CATALOGUE", "KUZNIA_WORKDIR"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("KUZNIA_SIGNING_KEY", "KUZNIA_TRUSTED_KEYS", "KUZNIA_HTTP_TOKEN"):
+    for name in ("KUZNIA_SIGNING_KEY", "KUZNIA_TRUSTED_KEYS", "KUZNIA_HTTP_TOKEN", "KUZNIA_KEYS"):
         monkeypatch.delenv(name, raising=False)
     for name in ("KUZNIA_FORGE", "KUZNIA_FORGE_URL", "KUZNIA_FORGE_TOKEN"):
         monkeypatch.delenv(name, raising=False)

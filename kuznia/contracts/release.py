@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from kuznia.contracts.base import Contract
 from kuznia.contracts.catalogue import Sha256
+from kuznia.contracts.limits import Limits
 
 Stage = Literal["staging", "production"]
 STAGES: tuple[Stage, ...] = ("staging", "production")
@@ -91,6 +92,13 @@ class Release(Contract):
     engine: Literal["vllm", "llamafactory"] = "vllm"
     """llamafactory is its own `api` server, for experiments."""
     autoscaling: Autoscaling | None = None
+    limits: Limits = Limits()
+    """What all callers of this release may use together."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Requests in progress at most; more are answered 429."""
+    split: int = Field(default=0, ge=0, le=50)
+    """Of a production release: per cent of the callers who are answered by the staging release
+    instead, always the same ones."""
     arguments: tuple[str, ...] = ()
     """More arguments of vLLM, as --name=value."""
 

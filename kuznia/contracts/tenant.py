@@ -5,13 +5,25 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kuznia.contracts.base import Contract
+from kuznia.contracts.limits import Limits
 from kuznia.contracts.release import Gib
 from kuznia.contracts.runspec import Name, Risk
 
 Host = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,}$")]
+
+
+def _public(key: str) -> str:
+    if "PRIVATE" in key:
+        raise ValueError("holds a private key; replace it, and put the public part here")
+    if not re.match(r"-----BEGIN PUBLIC KEY-----\n", key):
+        raise ValueError("is not a public key in PEM form; paste the whole file")
+    return key
+
+
+PublicKey = Annotated[str, AfterValidator(_public)]
 State = Literal["active", "hibernated", "retired"]
 
 
@@ -49,6 +61,8 @@ class People(Contract):
     """Read everything but secrets."""
     reviewers: tuple[str, ...] = ()
     """Accounts or teams of the forge that must approve what goes into production, as @name."""
+    callers: tuple[str, ...] = ()
+    """Ask the models in production; data scientists and MLOps also those in staging."""
 
 
 class Identities(Contract):
@@ -120,25 +134,19 @@ class Tenant(Contract):
     identities: Identities = Identities()
     storage: Storage
     mlflow: MLflow = MLflow()
-    signing_keys: tuple[str, ...] = ()
+    signing_keys: tuple[PublicKey, ...] = ()
     """Public keys (PEM) whose signature weights must carry; empty: unsigned weights are served."""
     guard: Literal["off", "default", "strict"] = "default"
     """The gateway's policy for what goes in and comes out."""
+    limits: Limits = Limits()
+    """What all callers of the tenant may use together."""
+    key_limits: Limits = Limits()
+    """What each caller may use: a key, or a person of the organisation."""
     two_people_for: tuple[Risk, ...] = ("high",)
     """Risk classes whose production releases need the approval of two reviewers."""
     retention: Retention = Retention()
     webui: bool = False
     """LLaMA-Factory's WebUI (LLaMA Board) in the training namespace."""
-
-    @field_validator("signing_keys")
-    @classmethod
-    def _are_public_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for key in value:
-            if "PRIVATE" in key:
-                raise ValueError("holds a private key; replace it, and put the public part here")
-            if not re.match(r"-----BEGIN PUBLIC KEY-----\n", key):
-                raise ValueError("is not a public key in PEM form; paste the whole file")
-        return value
 
 
 class Part(Contract):
@@ -161,6 +169,32 @@ class Part(Contract):
         return self
 
 
+class Issuer(Contract):
+    """An identity provider of the organisation (OpenID Connect) whose tokens the gateway takes."""
+
+    issuer: str = Field(pattern=r"^https?://\S+$")
+    """As in the tokens' claim `iss`."""
+    audiences: tuple[str, ...] = Field(min_length=1)
+    jwks: str = Field(pattern=r"^https?://\S+$")
+    """Where its public keys are."""
+    groups: str = "groups"
+    """The claim with the caller's groups, which people: of a tenant names."""
+
+
+class Access(Contract):
+    """Who may come to the gateway, and under which names it answers."""
+
+    hosts: tuple[Host, ...] = ()
+    """Names of the gateway for all tenants; a tenant's own are in its file."""
+    issuers: tuple[Issuer, ...] = ()
+    keys: tuple[PublicKey, ...] = ()
+    """Public keys (PEM) that sign the platform's own API keys; `kuznia keys public` prints them."""
+    store: str = Field(default="", pattern=r"^((s3|gs)://.+|file:///storage/.+)?$")
+    """Where revoked keys are read from and the audit log goes."""
+    largest_request_mib: int = Field(default=32, ge=1, le=256)
+    """Requests above it are refused, MiB."""
+
+
 class Platform(Contract):
     """What all tenants share: where git is, which images, which clusters."""
 
@@ -176,6 +210,9 @@ class Platform(Contract):
     """Images by digest, as `make images` prints them; empty: kuznia/<name>:<version>."""
     gateway: str = "llm-shared"
     """Namespace of the gateway, the only one that may reach a model."""
+    access: Access = Access()
+    entry: dict[str, Any] = {}
+    """Values of the chart helm/gateway; empty: it is not deployed."""
     shared: dict[str, Any] = {}
     """Values of the chart helm/shared, which lives in the gateway's namespace."""
     sync: dict[str, Any] = {}

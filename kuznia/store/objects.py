@@ -152,6 +152,11 @@ class Store:
             for entry in sorted(found, key=lambda entry: entry != f"{key}/{MANIFEST}"):
                 obstore.delete(self._backend, entry)
 
+    def delete(self, key: str) -> None:
+        """Delete one key; for what has an end, as audit segments past their retention."""
+        with self._answers(key):
+            obstore.delete(self._backend, key)
+
     def get_folder(self, key: str, target: Path, progress: Progress | None = None) -> Path:
         """A local copy of a published folder (or the folder itself), checked file by file.
 

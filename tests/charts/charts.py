@@ -17,7 +17,7 @@ Objects = dict[str, dict[str, Any]]
 """Rendered objects by `Kind/name`, with the namespace before it where two have the same name."""
 KUBERNETES = "1.36"
 """Its schemas are those of the newest version that we support."""
-OTHERS = {"ScaledObject", "ExternalSecret", "WorkflowTemplate", "LocalQueue"}
+OTHERS = {"HTTPRoute", "ScaledObject", "ExternalSecret", "WorkflowTemplate", "LocalQueue"}
 """Kinds of other projects; tests/e2e/test_charts_on_cluster.py asks an API server that has them."""
 
 

@@ -31,6 +31,7 @@ def vllm(lines: dict[str, list[str]]) -> dict[str, Any]:
             "enable_lora": engine.enable_lora,
             "served_model_name": engine.served_model_name,
             "lora_modules": modules,
+            "enable_force_include_usage": parsed.enable_force_include_usage,
         }
     options = [option for action in parser._actions for option in action.option_strings]
     return {"lines": found, "options": options}

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
+from kuznia.contracts.base import Contract
 from kuznia.contracts.release import Autoscaling, Release
 from tests.charts.charts import (
     Objects,
@@ -60,7 +61,8 @@ def made(**values: Any) -> Objects:
 
 
 def deployment(**values: Any) -> dict[str, Any]:
-    found: dict[str, Any] = made(**values)[f"Deployment/{NAME}"]["spec"]
+    name = f"Deployment/support-{values.get('release', 'production')}"
+    found: dict[str, Any] = made(**values)[name]["spec"]
     return found
 
 
@@ -109,6 +111,8 @@ def test_the_release_file_is_a_values_file() -> None:
     assert set(schema["properties"]) - {"global"} == set(values)
     for name, field in Release.model_fields.items():
         default = "" if field.is_required() else field.get_default()
+        if isinstance(default, Contract):
+            default = default.model_dump(exclude_none=True)
         assert values[name] == (list(default) if isinstance(default, tuple) else default), name
         if closed := schema["properties"][name].get("enum"):
             assert tuple(closed) == get_args(field.annotation)
@@ -282,12 +286,20 @@ def test_an_adapter_is_served_beside_its_base_with_room_for_its_rank(rank: int, 
     arguments = server(**ADAPTER | {"lora_rank": rank})["args"]
     assert {"--model=/models/base", "--enable-lora", f"--max-lora-rank={room}"} <= set(arguments)
     assert "--served-model-name=acme/support:base" in arguments
-    (module,) = (each for each in arguments if each.startswith("--lora-modules="))
-    assert json.loads(module.partition("=")[2]) == {
-        "name": "acme/support",
-        "path": "/models/version",
-        "base_model_name": "acme/support:base",
-    }
+    assert "--max-loras=2" in arguments
+    modules = arguments[arguments.index("--lora-modules") + 1 :]
+    assert [json.loads(each) for each in modules] == [
+        {"name": name, "path": "/models/version", "base_model_name": "acme/support:base"}
+        for name in ("acme/support", "acme/support:production")
+    ]
+
+
+def test_a_release_answers_to_its_model_and_to_its_stage_and_counts_tokens() -> None:
+    arguments = server(release="staging", arguments=["--seed=1"])["args"]
+    assert arguments[-4:] == [
+        *("--served-model-name", "acme/support", "acme/support:staging", "--seed=1"),
+    ]
+    assert "--enable-force-include-usage" in arguments
 
 
 def test_streamed_weights_are_read_from_the_bucket() -> None:
@@ -598,7 +610,8 @@ def test_vllm_understands_the_arguments_of_every_example() -> None:
         assert found["trust_remote_code"] is False
         assert bool(found["enable_lora"]) is (values["mode"] == "adapter")
         names = found["served_model_name"] + [each["name"] for each in found["lora_modules"]]
-        assert "acme/support" in names
+        assert {"acme/support", f"acme/support:{values['release']}"} <= set(names)
+        assert found["enable_force_include_usage"] is True
     known = load(folder("vllm") / "arguments.yaml")
     llamas = {"model-name-or-path", "adapter-name-or-path", "infer-backend"}
     listed = {*known["owned"], *known["never"], *known["vllm"]} - llamas

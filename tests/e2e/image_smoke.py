@@ -21,6 +21,7 @@ from pathlib import Path
 BUILD_TOOLS = ("gcc", "cc", "g++", "clang", "make", "cmake", "pip", "pip3", "uv", "git", "curl")
 VERSIONS = {
     "platform": ("kuznia", "pydantic", "mlflow"),
+    "gateway": ("kuznia", "pydantic", "aiohttp", "re2", "grpc", "obstore"),
     "mlflow": ("mlflow",),
     "train": ("kuznia", "torch", "transformers", "llamafactory", "llamafactory.train.tuner"),
     "serve": ("kuznia", "torch", "gguf", "vllm", "vllm.entrypoints.openai.api_server"),
@@ -85,6 +86,16 @@ def platform() -> None:
         importlib.import_module(f"cli.{module.stem}")
 
 
+def gateway() -> None:
+    """Envoy starts, and each service says what it takes."""
+    line = ["/usr/local/bin/envoy", "--version"]
+    said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
+    assert "/RELEASE/" in said, said
+    for service in ("gateway", "audit", "guard"):
+        line = ["python3", "-m", f"services.{service}", "--help"]
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+
+
 def mlflow() -> None:
     """The server starts, makes its database and answers."""
     subprocess.run(["mlflow", "--version"], check=True, stdout=subprocess.DEVNULL)
@@ -128,6 +139,7 @@ def serve() -> None:
 
 CHECKS: dict[str, Callable[[], None]] = {
     "platform": platform,
+    "gateway": gateway,
     "mlflow": mlflow,
     "train": train,
     "serve": serve,

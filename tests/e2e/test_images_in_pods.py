@@ -69,7 +69,7 @@ def pod(image: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("image", ["platform", "mlflow", "train", "serve"])
+@pytest.mark.parametrize("image", ["platform", "gateway", "mlflow", "train", "serve"])
 def test_image_works_as_a_restricted_pod(image: str, namespace: str) -> None:
     kubectl("-n", namespace, "create", "-f", "-", text=json.dumps(pod(image)))
     kubectl(

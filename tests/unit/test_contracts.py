@@ -25,7 +25,10 @@ from kuznia.contracts.runspec import (
     is_uri,
     parse_run_spec,
 )
+from kuznia.contracts.soft import Soft
 from kuznia.contracts.tenant import (
+    Access,
+    Issuer,
     MLflow,
     Part,
     Platform,
@@ -42,7 +45,12 @@ FIXTURES = ROOT / "tests" / "fixtures"
 INVALID = sorted((FIXTURES / "invalid").glob("*.yaml"))
 VALID = sorted((FIXTURES / "valid").glob("*.yaml"))
 EXPECTED = "# expected: "
-DEPLOYED: dict[str, type[Contract]] = {"platform": Platform, "release": Release, "tenant": Tenant}
+DEPLOYED: dict[str, type[Contract]] = {
+    "platform": Platform,
+    "release": Release,
+    "soft": Soft,
+    "tenant": Tenant,
+}
 
 PATH_LIKE = re.compile(
     r"(^|_)(dir|logdir|path|folder|file|url|token|secret|api_key|repo|hub\w*|space_id)$"
@@ -92,6 +100,7 @@ def test_every_cross_check_has_a_broken_file() -> None:
     [
         *(RunSpec, Data, GateRule, Evaluation, CardSpec, BaseModelEntry, GpuClass, Toleration),
         *(Release, Autoscaling, Tenant, TrainingShare, Storage, MLflow, Retention, Platform, Part),
+        *(Access, Issuer),
     ],
     ids=lambda model: model.__name__,
 )

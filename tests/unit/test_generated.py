@@ -14,6 +14,8 @@ from cli.main import main
 from kuznia import generated
 from kuznia.applications import CHILDREN, GENERATED, TENANT_KINDS
 from kuznia.contracts.catalogue import load_catalogue
+from kuznia.gateway.shards import merged
+from kuznia.gateway.table import Table, table_of
 from kuznia.generated import BOOTSTRAP, OWNERS
 from kuznia.tree import REGISTRY, load_tree
 from tests.fixtures.checkouts import PLATFORM_FILE, checkout, commit, release, tenant, write
@@ -183,6 +185,50 @@ def test_the_sync_is_deployed_where_the_platform_says_how(root: Path) -> None:
     assert values == {"repository": REPOSITORY, "branch": "main", **given}
 
 
+def test_the_gateway_is_deployed_where_the_platform_says_how(root: Path) -> None:
+    callers = {"acme": "guard", "beta": "gateway"}
+    beta = tenant("beta", guard="off", people={"callers": ["everyone"]})
+    write(root, {"beta/tenant.yaml": beta})
+    assert "platform/argocd/gateway.yaml" not in made(root)
+    for name in callers:
+        (values,) = made(root)[f"{name}/values/vllm.yaml"]
+        assert "network" not in values
+    platform = {
+        "entry": {"replicas": 3, "tables": {"access": "{}"}},
+        "access": {"hosts": ["llm.example.org"], "store": "s3://kuznia/gateway"},
+        "images": {"gateway": "registry.example.org/gateway@sha256:1"},
+        "serving": {"network": {"scrapers": [{}], "callers": ["anyone"]}},
+    }
+    write(root, {"platform.yaml": PLATFORM_FILE | platform})
+    files = made(root)
+    (application,) = files["platform/argocd/gateway.yaml"]
+    assert application["spec"]["destination"]["namespace"] == "llm-shared"
+    assert application["spec"]["source"]["helm"]["valueFiles"] == [
+        "/argocd/generated/platform/values/gateway.yaml"
+    ]
+    (values,) = files["platform/values/gateway.yaml"]
+    assert (values["replicas"], values["store"]) == (3, "s3://kuznia/gateway")
+    assert values["images"] == {"gateway": "registry.example.org/gateway@sha256:1"}
+    parts = [Table.model_validate_json(text) for text in values["tables"].values()]
+    assert merged(parts) == merged([table_of(load_tree(root))])
+    for name, caller in callers.items():
+        (values,) = files[f"{name}/values/vllm.yaml"]
+        assert values["network"] == {"scrapers": [{}], "callers": [caller]}
+
+
+def test_a_changed_release_is_one_changed_line(root: Path) -> None:
+    def lines() -> list[str]:
+        files = generated.generated(load_tree(root), load_catalogue())
+        return files[GENERATED / "platform" / "values" / "gateway.yaml"].splitlines()
+
+    write(root, {"platform.yaml": PLATFORM_FILE | {"entry": {"replicas": 1}}})
+    before = lines()
+    write(root, {"acme/support/staging.yaml": release(version="a" * 12)})
+    after = lines()
+    assert len(before) == len(after)
+    assert sum(old != new for old, new in zip(before, after, strict=True)) == 1
+
+
 def test_who_must_approve_production(root: Path) -> None:
     text = generated.generated(load_tree(root), load_catalogue())[OWNERS]
     assert text.splitlines()[1:] == ["/argocd/registry/acme/*/production.yaml @acme-mlops @risk"]
@@ -212,7 +258,9 @@ def test_render_writes_what_differs_and_removes_what_is_gone(root: Path) -> None
 @pytest.fixture
 def deployed(root: Path) -> Path:
     """The checkout with its charts, rendered and committed."""
-    for chart in ("vllm", "workspace", "shared"):
+    access = {"store": "s3://kuznia/gateway"}
+    write(root, {"platform.yaml": PLATFORM_FILE | {"entry": {"replicas": 2}, "access": access}})
+    for chart in ("vllm", "workspace", "shared", "gateway"):
         shutil.copytree(ROOT / "helm" / chart, root / "helm" / chart)
     assert render("--root", str(root))[0] == 0
     commit(root)
@@ -227,6 +275,7 @@ def test_the_picture_names_every_object_of_every_application(deployed: Path) -> 
     assert "  acme-support-staging (helm/vllm)" in lines
     assert "    Deployment/support-staging" in lines
     assert "    Namespace/acme-inference" in lines
+    assert "    StatefulSet/gateway" in lines
     assert lines.index("acme") < lines.index("  acme-support-staging (helm/vllm)")
 
 

@@ -137,10 +137,10 @@ def test_an_image_is_known_by_all_that_is_copied_into_it(
     assert {name: images.inputs_digest(name, "cpu") for name in images.NAMES} == digests
     (copy / "steps" / "train.py").write_text("changed")
     changed = {n for n in images.NAMES if images.inputs_digest(n, "cpu") != digests[n]}
-    assert changed == {"platform", "train", "serve"}
+    assert changed == {"platform", "gateway", "train", "serve"}
     (copy / "images" / "torch" / "shared.lock").write_text("changed")
     changed = {n for n in images.NAMES if images.inputs_digest(n, "cpu") != digests[n]}
-    assert changed == {"torch", "platform", "train", "serve"}
+    assert changed == {"torch", "platform", "gateway", "train", "serve"}
 
 
 def test_what_was_built_for_a_place_is_remembered(

@@ -11,9 +11,10 @@ a cluster adds. */}}
 {{- if eq $v.hardware "cpu" }}{{ $a = append $a "--infer_dtype=float32" }}{{ end }}
 {{- else }}
 {{- $served := include "vllm.served" . }}
+{{- $names := list $served (printf "%s:%s" $served $v.release) }}
 {{- $a = list "--host=0.0.0.0" "--port=8000" (printf "--model=%s" $model) }}
 {{- $a = append $a (printf "--max-model-len=%d" (int $v.context_length)) }}
-{{- $a = concat $a (list "--generation-config=vllm" "--disable-uvicorn-access-log") }}
+{{- $a = concat $a (list "--generation-config=vllm" "--disable-uvicorn-access-log" "--enable-force-include-usage") }}
 {{- $a = append $a (printf "--shutdown-timeout=%d" (int $v.drain.finish_seconds)) }}
 {{- if eq $v.hardware "cpu" }}
 {{- $a = concat $a (list "--dtype=float32" "--enforce-eager") }}
@@ -28,11 +29,14 @@ a cluster adds. */}}
 {{- $room := 512 }}
 {{- range list 320 256 128 64 32 16 8 }}{{ if ge . (int $v.lora_rank) }}{{ $room = . }}{{ end }}{{ end }}
 {{- $base := printf "%s:base" $served }}
-{{- $module := dict "name" $served "path" "/models/version" "base_model_name" $base | toJson }}
 {{- $a = concat $a (list (printf "--served-model-name=%s" $base) "--enable-lora") }}
-{{- $a = concat $a (list (printf "--max-lora-rank=%d" $room) (printf "--lora-modules=%s" $module)) }}
+{{- /* To vLLM two names are two adapters; with room for one it would change them back and forth. */}}
+{{- $a = concat $a (list (printf "--max-lora-rank=%d" $room) "--max-loras=2" "--lora-modules") }}
+{{- range $names }}
+{{- $a = append $a (dict "name" . "path" "/models/version" "base_model_name" $base | toJson) }}
+{{- end }}
 {{- else }}
-{{- $a = append $a (printf "--served-model-name=%s" $served) }}
+{{- $a = concat $a (list "--served-model-name") $names }}
 {{- end }}
 {{- end }}
 {{- concat $a $v.arguments | toJson }}

@@ -1,0 +1,1 @@
+"""The collector of the audit log: the gateway's spool becomes signed segments in the store."""

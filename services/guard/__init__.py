@@ -1,0 +1,1 @@
+"""The guard: a reverse proxy between the gateway and the models that looks at what passes."""

@@ -1,0 +1,1 @@
+"""The rate limit service of a laptop, beside envoyproxy/ratelimit, whose file it reads."""
