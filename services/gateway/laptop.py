@@ -118,7 +118,14 @@ def gateway(
                 "envoy": [
                     *(str(envoy), "-c", str(conf / "envoy.json"), "--concurrency", "1"),
                     *("--file-flush-interval-msec", "1000", "--disable-hot-restart"),
-                    *("--drain-time-s", "5", "--log-level", "warn"),
+                    *(
+                        "--drain-time-s",
+                        "5",
+                        "--drain-strategy",
+                        "immediate",
+                        "--log-level",
+                        "warn",
+                    ),
                     *("--component-log-level", "misc:error"),
                 ],
             },

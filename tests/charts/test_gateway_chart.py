@@ -10,6 +10,7 @@ import pytest
 from kuznia.contracts.tenant import Access
 from kuznia.gateway.shards import shards, text_of
 from kuznia.gateway.table import Table
+from scripts.images import NAMES as NAMES_OF_IMAGES
 from services.audit.__main__ import options
 from services.guard.__main__ import options as guard_options
 from tests.charts.charts import (
@@ -116,7 +117,7 @@ def test_envoy_starts_a_new_epoch_and_drains_before_it_ends() -> None:
     assert line.startswith(
         "/usr/local/bin/envoy --config-path /gateway/conf/envoy.json --concurrency 4 "
     )
-    assert "--file-flush-interval-msec 1000 --drain-time-s 30 --disable-hot-restart" in line
+    assert "--file-flush-interval-msec 1000 --drain-time-s 30 --drain-strategy immediate --disable-hot-restart" in line
     assert envoy["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "stats"}
     drain = envoy["lifecycle"]["preStop"]["exec"]["command"]
     compile(drain[2], "drain.py", "exec")
@@ -322,6 +323,13 @@ def test_the_guard_is_told_what_it_takes() -> None:
     assert guard["envFrom"] == [{"secretRef": {"name": "store"}}]
     assert spec["serviceAccountName"] == "gateway"
     assert len(wall("gateway-guard", **values)["egress"]) == 4
+
+
+@pytest.mark.parametrize("chart", ["shared", "workspace", "vllm"])
+def test_every_chart_takes_the_images_that_are_printed(chart: str) -> None:
+    names = set(NAMES_OF_IMAGES) - {"torch"}
+    printed = {name: f"registry.example.org/{name}@sha256:1" for name in names}
+    assert text(chart, {"images": printed}).strip() == ""
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
