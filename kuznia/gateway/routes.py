@@ -10,6 +10,8 @@ from kuznia.gateway.table import Table, Target
 
 NOTICE = "This answer was made by an AI system."
 """What people are told where nothing else is set."""
+LONGEST = "3600s"
+"""From request to the end of its answer."""
 LIMITS = ("minute", "month")
 
 
@@ -129,7 +131,9 @@ def _route(target: Target, staging: Target | None) -> dict[str, Any]:
         "match": {"prefix": "/"},
         "route": {
             "cluster": target.id,
+            # Until the whole answer is there: long for a stream, and yet an end.
             "timeout": "0s",
+            "max_stream_duration": {"max_stream_duration": LONGEST},
             "retry_policy": {"retry_on": "connect-failure,reset-before-request", "num_retries": 2},
         },
         "metadata": _metadata({"release": release}),

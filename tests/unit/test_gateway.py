@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.events
 import httpx
 import openai
 import pytest
@@ -442,6 +445,67 @@ def test_nothing_is_smuggled(gateway: Running, upstream: Upstream, path: str, re
         answer = line.recv(65536).decode()
     assert answer.split()[1] in ("400", "403", "404", "501"), answer
     assert len(upstream.asked) == before
+
+
+def http2(made: Running, headers: list[tuple[str, str]], body: bytes) -> int:
+    """The status of one HTTP/2 request with these headers as they are; 0 where it is reset."""
+    connection = h2.connection.H2Connection(
+        h2.config.H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False)
+    )
+    with socket.create_connection(("127.0.0.1", made.places.port), 5) as line:
+        connection.initiate_connection()
+        connection.send_headers(1, headers)
+        connection.send_data(1, body, end_stream=True)
+        line.sendall(connection.data_to_send())
+        while data := line.recv(65536):
+            for event in connection.receive_data(data):
+                if isinstance(event, h2.events.ResponseReceived):
+                    return int(dict(event.headers)[b":status"])
+                if isinstance(event, h2.events.StreamReset | h2.events.ConnectionTerminated):
+                    return 0
+            line.sendall(connection.data_to_send())
+    return 0
+
+
+TRICKS: dict[str, list[tuple[str, str]]] = {
+    "another host in host": [("host", "globex.llm.example.org")],
+    "another path": [(":path", "/globex/support/v1/chat/completions")],
+    "chunks": [("transfer-encoding", "chunked")],
+    "capitals": [("X-Kuznia-Release", "globex/support@production")],
+    "a line end": [("x-a", "b\r\nx-kuznia-release: globex/support@production")],
+    "another length": [("content-length", "3")],
+    "a pseudo-header late": [("x-a", "b"), (":authority", "globex.llm.example.org")],
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS.values(), ids=TRICKS)
+def test_tricks_of_http2_lead_nowhere_else(
+    gateway: Running, upstream: Upstream, trick: list[tuple[str, str]]
+) -> None:
+    body = b'{"model": "acme/support", "messages": []}'
+    plain = [
+        *((":method", "POST"), (":scheme", "http"), (":authority", "acme.llm.example.org")),
+        *((":path", CHAT), ("content-type", "application/json")),
+        ("authorization", f"Bearer {gateway.token()}"),
+    ]
+    assert http2(gateway, plain, body) == 200
+    before = len(upstream.asked)
+    status = http2(gateway, plain + trick, body)
+    asked = upstream.asked[before:]
+    assert {each["headers"]["x-kuznia-release"] for each in asked} <= {"acme/support@production"}
+    assert status in (0, 200, 400, 403), status
+    assert (status == 200) == bool(asked)
+
+
+def test_a_request_that_is_too_large(upstream: Upstream, tmp_path: Path) -> None:
+    table = table_on(upstream.port).model_copy(update={"access": Access(largest_request_mib=1)})
+    with running(tmp_path, table) as made, made.client() as client:
+        messages = [{"role": "user", "content": "x" * 2**20}]
+        body = {"model": "acme/support", "messages": messages}
+        reply = client.post(CHAT, json=body)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+        body["messages"] = [{"role": "user", "content": "x" * 900_000}]
+        assert client.post(CHAT, json=body).status_code == 200
 
 
 def random_table(seed: int, port: int) -> Table:

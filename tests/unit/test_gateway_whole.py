@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -20,10 +23,11 @@ from kuznia.audit.keys import public_keys, public_path
 from kuznia.audit.search import Query, search
 from kuznia.audit.verify import verify
 from kuznia.contracts.tenant import Access
+from kuznia.gateway.served import listed
 from kuznia.gateway.table import Table
 from kuznia.keys.issuer import public_keys as issuers
 from kuznia.keys.issuer import signing_key
-from kuznia.keys.ledger import issue, revoke
+from kuznia.keys.ledger import issue, ledger, revoke
 from kuznia.serving import free_port
 from kuznia.signing import public_pem
 from kuznia.store import open_store
@@ -122,8 +126,6 @@ def test_guarded_counted_and_on_record(isolated: Path, upstream: Upstream) -> No
 
 
 def _text(streamed: httpx.Response) -> str:
-    import json
-
     found = ""
     for line in streamed.text.splitlines():
         if line.startswith("data: {"):
@@ -133,9 +135,37 @@ def _text(streamed: httpx.Response) -> str:
 
 
 def _ledger() -> list[dict[str, Any]]:
-    from kuznia.keys.ledger import ledger
-
     return [key.model_dump() for key in ledger(open_store(settings.store_uri()))]
+
+
+def test_the_commands_of_a_laptop(isolated: Path, upstream: Upstream) -> None:
+    """kuznia gateway finds what is served, also later; a key, a question, the log; Ctrl-C ends."""
+    port = free_port()
+
+    def kuznia(*words: str) -> str:
+        line = [sys.executable, "-m", "cli.main", *words]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    line = [sys.executable, "-m", "cli.main", "gateway", "--port", str(port), "--guard", "off"]
+    running = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout
+        assert running.stdout.readline().startswith(f"ready: http://127.0.0.1:{port}/v1")
+        key = kuznia("keys", "create", "--tenant", "acme", "--name", "shop").strip()
+        at = ("--url", f"http://127.0.0.1:{port}/v1", "--key", key)
+        with listed(target("acme/late", upstream.port)):
+            time.sleep(3)
+            assert "I am acme/late" in kuznia("chat", "acme/late", "Who are you?", *at)
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=60)
+    assert running.returncode == 0
+    found = json.loads(kuznia("audit", "search", "--caller", "shop", "--json"))
+    asked = [each for each in found if each["path"] == CHAT]
+    assert [each["model"] for each in asked] == ["acme/late"]
+    kuznia("audit", "verify")
 
 
 @pytest.mark.timeout(180)
