@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 HELPERS = {"__init__", "__main__", "results"} | {
-    f"gateway_{name}" for name in ("litellm", "load", "parts", "wire")
+    f"gateway_{name}" for name in ("litellm", "load", "names", "parts", "wire")
 }
 
 

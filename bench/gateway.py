@@ -31,6 +31,7 @@ from bench.gateway_parts import (
 )
 from bench.gateway_wire import EVENTS, PACE, quantile
 from bench.results import machine, ratio, save, spread
+from kuznia.contracts.limits import Limits
 from kuznia.progress import say
 
 RATES = (500, 200, 100, 50)
@@ -203,7 +204,7 @@ def _proxies(load: Load, issuer: Issuer, core: int) -> dict[str, Start]:
         names |= frozenset(more)
         found[name] = envoy(names)
     found[NATIVE] = envoy(None)
-    found[LIMITS] = envoy(None, limited=True)
+    found[LIMITS] = envoy(None, limited=tuple(sorted(Limits.model_fields)))
     found[GUARD] = envoy(None, guard="default")
     found[OTHER] = lambda folder: litellm(load, folder, core)
     return found

@@ -15,40 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-from bench.gateway_wire import ANSWER, EVENTS, MODELS, PACE, STREAM, Measured, gaps
+from bench.gateway_wire import ANSWER, EVENTS, MODELS, PACE, STREAM, Client, Measured, Model, gaps
 
 PATIENCE = 60.0
 """Seconds for whatever is still under way when the last request has gone."""
 SETTLING = 0.1
 """Share of the requests that come first and do not count: connections are made."""
-
-
-@dataclass
-class _Model:
-    """A connection that came to the model."""
-
-    socket: socket.socket
-    got: bytes = b""
-    sent: list[float] = field(default_factory=list)
-    """When each event left."""
-
-
-@dataclass
-class _Client:
-    socket: socket.socket
-    since: float = 0.0
-    got: bytearray = field(default_factory=bytearray)
-    size: int = -1
-    """Of the whole answer; 0 where its end says so, -1 while its head is not read."""
-    busy: bool = False
-    last: bool = False
-    """Whether the proxy closes the connection after this answer."""
-    arrived: list[float] = field(default_factory=list)
-    """When each piece of a streamed answer came."""
-    then: Callable[[bytes], None] | None = None
-    """Takes the whole answer, which then counts for nothing else."""
 
 
 class Load:
@@ -60,12 +33,12 @@ class Load:
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._epoll.register(self._listener, select.EPOLLIN)
-        self._models: dict[int, _Model] = {}
-        self._clients: dict[int, _Client] = {}
-        self._idle: deque[_Client] = deque()
+        self._models: dict[int, Model] = {}
+        self._clients: dict[int, Client] = {}
+        self._idle: deque[Client] = deque()
         self._due: list[tuple[float, int, int]] = []
         """Events to send: when, to which connection of the model, which."""
-        self._streams: deque[_Model] = deque()
+        self._streams: deque[Model] = deque()
         self._measured = Measured()
 
     def close(self) -> None:
@@ -183,11 +156,11 @@ class Load:
             self._drop(client)
         self._idle.clear()
 
-    def _drop(self, client: _Client) -> None:
+    def _drop(self, client: Client) -> None:
         del self._clients[client.socket.fileno()]
         client.socket.close()
 
-    def _free(self, port: int) -> _Client:
+    def _free(self, port: int) -> Client:
         while self._idle:
             client = self._idle.popleft()
             if client.socket.fileno() >= 0:
@@ -196,10 +169,10 @@ class Load:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.setblocking(False)
         self._epoll.register(made, select.EPOLLIN)
-        client = self._clients[made.fileno()] = _Client(made)
+        client = self._clients[made.fileno()] = Client(made)
         return client
 
-    def _ask(self, client: _Client, request: bytes, since: float | None = None) -> None:
+    def _ask(self, client: Client, request: bytes, since: float | None = None) -> None:
         client.since = time.perf_counter() if since is None else since
         client.got.clear()
         client.arrived = []
@@ -227,7 +200,7 @@ class Load:
                 made.setblocking(False)
                 made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._epoll.register(made, select.EPOLLIN)
-                self._models[made.fileno()] = _Model(made)
+                self._models[made.fileno()] = Model(made)
         while self._due and self._due[0][0] <= time.perf_counter():
             due, number, index = heapq.heappop(self._due)
             if model := self._models.get(number):
@@ -236,7 +209,7 @@ class Load:
                 if index + 1 < EVENTS:
                     heapq.heappush(self._due, (due + PACE, number, index + 1))
 
-    def _client(self, client: _Client) -> None:
+    def _client(self, client: Client) -> None:
         try:
             data = client.socket.recv(262144)
         except ConnectionError:
@@ -267,7 +240,7 @@ class Load:
         ):
             self._answered(client, now)
 
-    def _answered(self, client: _Client, now: float) -> None:
+    def _answered(self, client: Client, now: float) -> None:
         client.busy = False
         if then := client.then:
             client.then = None
@@ -280,7 +253,7 @@ class Load:
         else:
             self._idle.append(client)
 
-    def _model(self, model: _Model) -> None:
+    def _model(self, model: Model) -> None:
         try:
             data = model.socket.recv(262144)
         except ConnectionError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench.gateway_load import Load
+from bench.gateway_names import name_server
 from bench.gateway_parts import (
     ASKED,
     MODELS,
@@ -46,22 +49,23 @@ def main() -> None:
     made = [_compile() for _ in range(TIMES)]
     os.sched_setaffinity(0, {theirs})
     load, issuer = Load(), Issuer()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, name_server(theirs) as names:
         folder = Path(name)
-        gateway = Compiled(folder / "0", table(load.port, issuer))
+        gateway = Compiled(folder / "0", _by_name(table(load.port, issuer)))
+        _ask_names(gateway, names)
         checked = [_seconds(lambda: _validate(gateway)) for _ in range(TIMES)]
+        plain, streamed = issuer.questions()
         with gateway.envoy(ours) as envoy:
-            question = issuer.questions()[0][0]
-            started = _seconds(
-                lambda: until_answered(load, gateway.places.port, question, folder / "0")
-            )
+            port = gateway.places.port
+            started = _seconds(lambda: until_answered(load, port, plain[0], folder / "0"))
             before = envoy.memory_info().rss / 2**20
             say("making the changes")
-            versions = [_version(folder, gateway, issuer, number) for number in range(CHANGES)]
+            versions = [_version(folder, gateway, number) for number in range(CHANGES)]
             changes = Changes(load, gateway, issuer, versions)
-            plain, streamed = issuer.questions()
             mixed = [*plain[1:], streamed[1]]
-            measured = load.steadily(gateway.places.port, mixed, RATE, changes.over)
+            used = sum(envoy.cpu_times()[:2])
+            measured = load.steadily(port, mixed, RATE, changes.over)
+            used = (sum(envoy.cpu_times()[:2]) - used) / CHANGES
             after = envoy.memory_info().rss / 2**20
         load.close()
     lost = len(measured.failed)
@@ -74,6 +78,7 @@ def main() -> None:
         ("Envoy's start until it answers, s", round(started, 2)),
         ("Envoy's memory, MiB", round(before)),
         (f"its memory after {CHANGES} changes, MiB", round(after)),
+        ("CPU of a change and a second's requests, s", round(used, 2)),
         ("a new release answers after, s", spread(changes.routed)),
         ("a revoked key is refused after, s", spread(changes.revoked)),
         ("requests meanwhile", measured.done + lost),
@@ -89,8 +94,29 @@ def main() -> None:
         f"{len(mixed)}th streamed: each adds a release, removes one, changes the cluster of "
         "another that is being asked and revokes a key; every fifth changes the keys that are "
         "trusted, and so the listener. From the files' renaming until what was asked every "
-        f"{PROBES * 1000:g} ms was so. Envoy has one core, the load another.",
+        f"{PROBES * 1000:g} ms was so. Releases have names, which a name server knows. "
+        "Envoy has one core, the load another.",
     )
+
+
+def _by_name(table: Table) -> Table:
+    """Releases with the names of their Services, as on a cluster."""
+    targets = tuple(
+        each.model_copy(
+            update={
+                "address": f"{each.model}-{each.stage}.{each.tenant}-inference.svc"
+                f":{each.address.rpartition(':')[2]}"
+            }
+        )
+        for each in table.targets
+    )
+    return table.model_copy(update={"targets": targets})
+
+
+def _ask_names(gateway: Compiled, names: dict[str, Any]) -> None:
+    path = gateway.places.folder / "envoy.json"
+    start = json.loads(path.read_text("utf-8")) | {"typed_dns_resolver_config": names}
+    path.write_text(json.dumps(start), "utf-8")
 
 
 def _compile() -> tuple[float, float]:
@@ -121,7 +147,7 @@ def _validate(gateway: Compiled) -> None:
     validate(compiled(gateway.table, gateway.places, {}), envoy_program())
 
 
-def _version(folder: Path, gateway: Compiled, issuer: Issuer, number: int) -> dict[Path, Path]:
+def _version(folder: Path, gateway: Compiled, number: int) -> dict[Path, Path]:
     """A changed configuration beside the one in force: its files, and which each replaces."""
     base = gateway.table
     first, asked, *others = base.targets

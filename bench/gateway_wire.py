@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kuznia.errors import DependencyError
@@ -81,6 +83,34 @@ def request(host: str, token: str, model: str, streamed: bool = False, size: int
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
+
+
+@dataclass
+class Model:
+    """A connection that came to the model."""
+
+    socket: socket.socket
+    got: bytes = b""
+    sent: list[float] = field(default_factory=list)
+    """When each event left."""
+
+
+@dataclass
+class Client:
+    """A connection of a caller to the proxy."""
+
+    socket: socket.socket
+    since: float = 0.0
+    got: bytearray = field(default_factory=bytearray)
+    size: int = -1
+    """Of the whole answer; 0 where its end says so, -1 while its head is not read."""
+    busy: bool = False
+    last: bool = False
+    """Whether the proxy closes the connection after this answer."""
+    arrived: list[float] = field(default_factory=list)
+    """When each piece of a streamed answer came."""
+    then: Callable[[bytes], None] | None = None
+    """Takes the whole answer, which then counts for nothing else."""
 
 
 @dataclass

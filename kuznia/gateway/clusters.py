@@ -29,12 +29,11 @@ def cluster(target: Target, places: Places) -> dict[str, Any]:
 def upstream(name: str, where: str, http2: bool = False) -> dict[str, Any]:
     host, _, port = where.rpartition(":")
     numeric = host.replace(".", "").isdigit()
-    # A name that does not resolve must not keep the gateway from starting.
+    # A changed cluster takes over once its name is resolved: nothing is lost in between.
     by_name = {
         "dns_lookup_family": "ALL",
         "dns_refresh_rate": "10s",
         "respect_dns_ttl": True,
-        "wait_for_warm_on_init": False,
     }
     options: dict[str, Any] = (
         {"http2_protocol_options": {}} if http2 else {"http_protocol_options": {}}

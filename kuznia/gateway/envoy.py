@@ -46,11 +46,11 @@ def bootstrap(places: Places) -> dict[str, Any]:
     """What Envoy starts with; all else it watches."""
 
     def watched(name: str) -> dict[str, Any]:
-        path = {
-            "path": str(places.folder / name),
-            "watched_directory": {"path": str(places.folder)},
+        # A file that is moved there is read, and no other for its sake.
+        return {
+            "path_config_source": {"path": str(places.folder / name)},
+            "resource_api_version": "V3",
         }
-        return {"path_config_source": path, "resource_api_version": "V3"}
 
     return {
         "node": {"id": "kuznia", "cluster": "kuznia"},
@@ -60,6 +60,8 @@ def bootstrap(places: Places) -> dict[str, Any]:
             "cds_config": watched("clusters.json"),
         },
         "static_resources": {"clusters": [admin_cluster(places)] if places.stats_port else []},
+        # Counters of ten thousand releases are made when they are needed.
+        "deferred_stat_options": {"enable_deferred_creation_stats": True},
         # A thousand tenants' counters would cost more memory than all else.
         "stats_config": {
             "stats_matcher": {
@@ -85,10 +87,7 @@ def listener(table: Table, places: Places) -> dict[str, Any]:
     }
     if places.certificates:
         source = {
-            "path_config_source": {
-                "path": str(places.folder / "certificates.json"),
-                "watched_directory": {"path": str(places.folder)},
-            }
+            "path_config_source": {"path": str(places.folder / "certificates.json")},
         }
         chain["transport_socket"] = {
             "name": "tls",
@@ -138,10 +137,7 @@ def _manager(table: Table, places: Places) -> dict[str, Any]:
         "rds": {
             "route_config_name": "gateway",
             "config_source": {
-                "path_config_source": {
-                    "path": str(places.folder / "routes.json"),
-                    "watched_directory": {"path": str(places.folder)},
-                },
+                "path_config_source": {"path": str(places.folder / "routes.json")},
                 "resource_api_version": "V3",
             },
         },

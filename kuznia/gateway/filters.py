@@ -81,7 +81,8 @@ def tokens(table: Table) -> dict[str, Any]:
             "remote_jwks": {
                 "http_uri": {"uri": issuer.jwks, "cluster": f"issuer-{index}", "timeout": "5s"},
                 "cache_duration": "300s",
-                "async_fetch": {"fast_listener": True},
+                # Before the listener takes over, so that a change refuses nobody.
+                "async_fetch": {"fast_listener": False},
                 "retry_policy": {"num_retries": 2},
             },
             **shared,

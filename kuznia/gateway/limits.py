@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kuznia.contracts.limits import Limits
-from kuznia.contracts.release import Release
 from kuznia.contracts.tenant import Tenant
 from kuznia.tree import Deployed
 
@@ -22,9 +21,9 @@ DOMAIN = "kuznia"
 WHATS = tuple(sorted(Limits.model_fields))
 
 
-def limited(tenant: Tenant, release: Release) -> bool:
-    """Whether any limit applies to what is asked of a release; Envoy asks the service only then."""
-    return tenant.limits.any or tenant.key_limits.any or release.limits.any
+def limited(*limits: Limits) -> tuple[str, ...]:
+    """The counters of which any of `limits` has one, sorted; Envoy asks about these alone."""
+    return tuple(sorted({what for each in limits for what in each.model_dump(exclude_none=True)}))
 
 
 def configuration(tenants: Mapping[str, Tenant], releases: Iterable[Deployed]) -> dict[str, Any]:

@@ -65,14 +65,14 @@ def asked_limits() -> list[dict[str, Any]]:
 
     Requests count when they come; tokens are looked at then, and counted when they are known.
     """
-    first = _known("limited", "tenant")
     second: tuple[dict[str, Any], ...] = ({}, _known("key", "caller"), _known("release", "release"))
     made: list[dict[str, Any]] = []
     for what in ("requests", "tokens"):
         for unit in LIMITS:
-            last = {
-                "generic_key": {"descriptor_key": "what", "descriptor_value": f"{what}_per_{unit}"}
-            }
+            counter = f"{what}_per_{unit}"
+            # Known only where a limit of this kind applies: nothing else is asked.
+            first = _known(counter, "tenant")
+            last = {"generic_key": {"descriptor_key": "what", "descriptor_value": counter}}
             for middle in second:
                 actions = [first, *([middle] if middle else []), last]
                 if what == "requests":
@@ -124,7 +124,7 @@ def _release(target: Target) -> dict[str, Any]:
 def _route(target: Target, staging: Target | None) -> dict[str, Any]:
     release = _release(target)
     if target.limited:
-        release["limited"] = True
+        release["limited"] = list(target.limited)
     if target.split and staging:
         release |= {"split": target.split, "arm": _release(staging)}
     made: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 from kuznia.contracts.limits import Limits
 from kuznia.contracts.soft import Soft, SoftModel
 from kuznia.errors import InputError
-from kuznia.gateway.limits import counters
+from kuznia.gateway.limits import counters, limited
 from kuznia.gateway.table import Table, Target
 
 
@@ -34,7 +34,8 @@ def _target(target: Target, model: SoftModel | None) -> Target:
     if model is None:
         return target
     words = model.model_dump(exclude={"limits"})
-    return target.model_copy(update=words | {"limited": target.limited or model.limits.any})
+    asked = {*target.limited, *limited(model.limits)}
+    return target.model_copy(update=words | {"limited": tuple(sorted(asked))})
 
 
 def _limits(table: Table, soft: Soft) -> tuple[dict[str, Any], ...]:

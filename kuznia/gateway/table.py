@@ -31,8 +31,8 @@ class Target(Contract):
     """host:port of its vLLM."""
     guard: str = "off"
     """Name of the guard's policy."""
-    limited: bool = False
-    """Whether any limit applies to it."""
+    limited: tuple[str, ...] = ()
+    """Counters with a limit that applies to it, as requests_per_minute."""
     concurrency: int | None = None
     """Requests in progress at most."""
     split: int = 0
@@ -114,7 +114,7 @@ def _target(deployed: Deployed, tenant: Tenant, tree: Tree, staged: bool) -> Tar
         risk=risk_of(deployed, tree),
         address=f"{deployed.model}-{deployed.stage}.{deployed.tenant}-inference.svc:{PORT}",
         guard=tenant.guard,
-        limited=limited(tenant, release),
+        limited=limited(tenant.limits, tenant.key_limits, release.limits),
         concurrency=release.concurrency,
         split=release.split if staged else 0,
     )

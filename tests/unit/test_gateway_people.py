@@ -25,6 +25,7 @@ from kuznia.tree import Deployed
 from tests.fixtures.gateway_case import CHAT, Access, Running, Upstream, running, target
 
 CLIENT = "kuznia"
+COUNTERS = tuple(sorted(Limits.model_fields))
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def limited(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Ite
     deployed = [Deployed(name, "support", "production", release) for name in names]
     port = free_port()
     table = Table(
-        targets=tuple(target(f"{name}/support", upstream.port, limited=True) for name in names),
+        targets=tuple(target(f"{name}/support", upstream.port, limited=COUNTERS) for name in names),
         limits=tuple(configuration(tenants, deployed)["descriptors"]),
     )
     folder = tmp_path_factory.mktemp("limited")

@@ -201,7 +201,7 @@ function envoy_on_request(handle)
   headers:replace("x-kuznia-tenant", of)
   headers:replace("x-kuznia-caller", caller)
   if release.limited then
-    known:set("kuznia", "limited", of)
+    for _, counter in ipairs(release.limited) do known:set("kuznia", counter, of) end
     known:set("kuznia", "key", key)
     known:set("kuznia", "release", release.id)
   end

@@ -66,8 +66,10 @@ local function rename_limits(headers, status)
   for _, name in ipairs({ "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset" }) do
     headers:remove(name)
   end
-  local what = string.match(limit, 'name="(%a+)_per_') or "requests"
-  headers:replace("x-ratelimit-limit-" .. what, string.match(limit, "^%d+"))
+  -- "2, 9;w=60;name=..., 2;w=60;name=...": the number in front is the one that is nearest.
+  local nearest = string.match(limit, "^%d+")
+  local what = string.match(limit, ", " .. nearest .. ';w=%d+;name="(%a+)_per_') or "requests"
+  headers:replace("x-ratelimit-limit-" .. what, nearest)
   headers:replace("x-ratelimit-remaining-" .. what, remaining or "0")
   headers:replace("x-ratelimit-reset-" .. what, (reset or "0") .. "s")
   if status == "429" then headers:replace("retry-after", reset or "1") end
