@@ -28,7 +28,7 @@ def target(tenant: str, model: str = "support", stage: str = "production") -> Ta
             "risk": "limited",
             "address": f"{model}-{stage}.{tenant}-inference.svc:8000",
             "guard": "default",
-            "limited": True,
+            "limited": ["requests_per_minute"],
         }
     )
 

@@ -1,0 +1,14 @@
+{{/* Egress rules: the cluster's DNS, and GKE's at its link-local addresses. */}}
+{{- define "gateway.dns" -}}
+- to:
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}
+      podSelector: {matchLabels: {k8s-app: kube-dns}}
+    - ipBlock: {cidr: 169.254.169.254/32}
+    - ipBlock: {cidr: 169.254.20.10/32}
+  ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]
+{{- end }}
+
+{{- define "gateway.models" -}}
+- to: [{namespaceSelector: {matchLabels: {kuznia.workspace: inference}}}]
+  ports: [{protocol: TCP, port: 8000}]
+{{- end }}
