@@ -99,7 +99,7 @@ class Issuer:
         }
         claims |= {"tenant": tenant, "models": ["*"], "risks": ["minimal", "limited", "high"]}
         claims |= {"stages": ["production"], "iat": now, "nbf": now, "exp": now + 86400}
-        return jwt.encode(claims, self._key, algorithm="ES256", headers={"kid": "bench"})
+        return jwt.encode(claims, self._key, algorithm="ES256")
 
     def questions(self) -> tuple[list[bytes], list[bytes]]:
         """Requests of ASKED callers, each to a release of its tenant; plain ones, streamed ones."""

@@ -203,9 +203,12 @@ def rotate(ahead: bool, tidy: bool, leaked: bool, store_uri: str | None) -> None
 @command.command(epilog=PUBLIC_EPILOG)
 def public() -> None:
     """Print the public keys (PEM), as platform.yaml takes them under access.keys."""
-    from kuznia.keys import public_keys
+    from kuznia import settings
+    from kuznia.keys import public_keys, signing_key
     from kuznia.signing import public_pem
 
+    if settings.keys_folder() is None:
+        signing_key()  # Made on first use: a gateway may be told before the first API key.
     for key in public_keys().values():
         click.echo(public_pem(key).decode(), nl=False)
 

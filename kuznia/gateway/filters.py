@@ -9,6 +9,7 @@ from typing import Any
 from kuznia.gateway.places import JSON, Places
 from kuznia.gateway.policy import AUDIENCE, ISSUER
 from kuznia.gateway.table import Table
+from kuznia.tree import PLATFORM
 
 LUA = Path(__file__).parent / "lua"
 TOKENS = (
@@ -96,17 +97,14 @@ def tokens(table: Table) -> dict[str, Any]:
 
 
 def _jwks(keys: tuple[str, ...]) -> str:
-    """Public keys (PEM, EC P-256) as a JSON Web Key Set, without ids: each is tried."""
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-    from jwt.algorithms import ECAlgorithm
+    """Public keys (PEM) as a JSON Web Key Set; InputError for what is no such key."""
+    from kuznia.keys.issuer import jwks_of, public_key
 
-    found = []
-    for pem in keys:
-        key = load_pem_public_key(pem.encode())
-        if isinstance(key, EllipticCurvePublicKey):
-            found.append(ECAlgorithm.to_jwk(key, as_dict=True))
-    return json.dumps({"keys": found}, sort_keys=True)
+    found = [
+        public_key(f"{PLATFORM}: access.keys.{index}", pem.encode())
+        for index, pem in enumerate(keys)
+    ]
+    return json.dumps(jwks_of(found), sort_keys=True)
 
 
 def _rule(path: tuple[str, ...], key: str, kind: str = "NUMBER") -> dict[str, Any]:

@@ -26,8 +26,8 @@ from services.guard.server import Guard
 
 IDLE = 4.0
 """Seconds that connections to models are kept idle; uvicorn closes them after five."""
-DRAIN = 30.0
-"""Seconds that requests in progress have after SIGTERM."""
+DRAIN = 110.0
+"""Seconds that requests in progress have after SIGTERM; the chart gives its pod 120."""
 
 
 def say(line: str) -> None:

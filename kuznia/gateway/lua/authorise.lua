@@ -203,6 +203,8 @@ function envoy_on_request(handle)
   if release.limited then
     for _, counter in ipairs(release.limited) do known:set("kuznia", counter, of) end
     known:set("kuznia", "key", key)
+    -- Until an answer says how many; one that fails has none.
+    known:set("llm", "tokens", 0)
     known:set("kuznia", "release", release.id)
   end
 end
