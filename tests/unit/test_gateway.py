@@ -196,6 +196,37 @@ def test_no_key_and_a_key_by_somebody_else(gateway: Running) -> None:
         gateway.key = mine
 
 
+def test_claims_of_odd_shapes_open_nothing(gateway: Running, upstream: Upstream) -> None:
+    before = len(upstream.asked)
+    odd: list[Any] = [{"a": 1}, ["x"], 7, True, "acme\r\nx: y"]
+    for value in odd:
+        for claim in ("tenant", "models", "stages", "risks"):
+            with gateway.client(**{claim: value}) as client:
+                reply = chat(client, "acme/support")
+                assert reply.status_code in (401, 403, 500), (claim, value)
+                assert client.get("/v1/models").status_code in (200, 401, 403, 500)
+    assert len(upstream.asked) == before
+    for name in odd:
+        with gateway.client(sub=name, jti=name) as client:
+            if chat(client, "acme/support").status_code == 200:
+                seen = {key.lower() for key in upstream.asked[-1]["headers"]}
+                assert "x" not in seen
+
+
+def test_a_script_that_fails_lets_nobody_in(upstream: Upstream, tmp_path: Path) -> None:
+    with running(tmp_path, table_on(upstream.port)) as made, made.client() as client:
+        assert chat(client, "acme/support").status_code == 200
+        (made.places.folder / "policy.lua").write_text("-- nothing in it\nreturn {}\n")
+        time.sleep(2.1)
+        before = len(upstream.asked)
+        reply = chat(client, "acme/support")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "server_error")
+        (made.places.folder / "policy.lua").write_text("-- no Lua\nreturn {\n")
+        time.sleep(2.1)
+        assert chat(client, "acme/support").status_code == 500, "the last one that loads"
+        assert len(upstream.asked) == before
+
+
 def test_the_list_has_what_the_caller_may_use(gateway: Running) -> None:
     def names(path: str = "/v1/models", **claims: Any) -> list[str]:
         with gateway.client(**claims) as client:

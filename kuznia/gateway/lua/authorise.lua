@@ -120,9 +120,9 @@ local function hundredth(text)
   return sum % 100
 end
 
-function envoy_on_request(handle)
-  local headers, info = handle:headers(), handle:streamInfo()
-  local known = info:dynamicMetadata()
+local function authorise(handle)
+  local headers = handle:headers()
+  local known = handle:streamInfo():dynamicMetadata()
   if not current(handle) then
     return deny(handle, "503", "server_error", "the gateway has no policy yet; try again")
   end
@@ -130,7 +130,9 @@ function envoy_on_request(handle)
   if not claims then
     return deny(handle, "401", "invalid_api_key", "no token; send one as Authorization: Bearer")
   end
-  local key, caller = claims["jti"] or claims["sub"] or "", claims["sub"] or ""
+  -- It becomes a header.
+  local caller = string.gsub(tostring(claims["sub"] or ""), "%c", " ")
+  local key = claims["jti"] or caller
   local who = ',"caller":' .. quoted(caller) .. ',"key":' .. quoted(claims["jti"])
   local ours = claims["iss"] == policy.issuer and claims["tenant"]
   known:set("kuznia", "who", '"tenant":' .. quoted(ours or "") .. who)
@@ -206,5 +208,14 @@ function envoy_on_request(handle)
     -- Until an answer says how many; one that fails has none.
     known:set("llm", "tokens", 0)
     known:set("kuznia", "release", release.id)
+  end
+end
+
+-- Envoy lets a request pass whose script fails; here nothing passes by mistake.
+function envoy_on_request(handle)
+  local done, fault = pcall(authorise, handle)
+  if not done then
+    handle:logErr("authorise: " .. tostring(fault))
+    deny(handle, "500", "server_error", "the gateway could not look at this request")
   end
 end

@@ -41,7 +41,7 @@ local function append(time, line)
   return false
 end
 
-function envoy_on_request(handle)
+local function record(handle)
   local headers = handle:headers()
   for _, name in ipairs(OURS) do headers:remove(name) end
   local time = now(handle)
@@ -56,6 +56,14 @@ function envoy_on_request(handle)
   end
   -- The answer's side has no request headers.
   handle:streamInfo():dynamicMetadata():set("kuznia", "id", headers:get("x-request-id"))
+end
+
+function envoy_on_request(handle)
+  local done, fault = pcall(record, handle)
+  if not done then
+    handle:logErr("record: " .. tostring(fault))
+    handle:respond({ [":status"] = "500" }, "the gateway could not record this request")
+  end
 end
 
 -- Envoy's x-ratelimit-* (one limit, the nearest to its end) under the names of OpenAI's API.
