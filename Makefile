@@ -36,7 +36,7 @@ check: setup ## Format, lint, types, layers, generated files, the registry in gi
 	kuznia check
 
 test: setup ## All tests that need no cluster and no GPU
-	pytest -n 2 --dist loadfile --durations=15
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 charts: setup ## Tests of the charts; they need helm and no cluster
 	pytest -n 2 -m chart tests/charts tests/unit/test_generated.py --durations=5

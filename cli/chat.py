@@ -95,8 +95,9 @@ def served_name(client: httpx.Client, url: str, model: str | None) -> str:
     for name in names:
         if wanted in (name, name.rpartition("/")[2]):
             return str(name)
+    plain = ", ".join(name for name in names if ":" not in name)
     raise InputError(
-        f"{url}: serves {', '.join(names)}, not {model}; ask for that or run `kuznia serve {model}`"
+        f"{url}: serves {plain}, not {model}; ask for that or run `kuznia serve {model}`"
     )
 
 
