@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from kuznia.gateway.limits import counters
 from kuznia.gateway.places import Places
 from kuznia.gateway.table import Table, Target
 from kuznia.progress import say
-from workflows.environments import ROOT, python_of
+from workflows.environments import ROOT, envoy
 
 TENANTS, MODELS = 1000, 10
 ASKED = 20
@@ -182,7 +182,7 @@ class Compiled:
     @contextmanager
     def envoy(self, core: int) -> Iterator[psutil.Process]:
         """Envoy with one worker on `core`, as the gateway runs it."""
-        command = [str(envoy_program()), "-c", str(self.places.folder / "envoy.json")]
+        command = [str(envoy(say)), "-c", str(self.places.folder / "envoy.json")]
         command += ["--concurrency", "1", "--file-flush-interval-msec", "1000"]
         command += ["--disable-hot-restart", "-l", "warn", "--component-log-level", "misc:error"]
         with process(command, core, self.places.folder.parent / "log") as started:
@@ -217,17 +217,11 @@ def _wide_limits(names: list[str]) -> tuple[dict[str, Any], ...]:
     return tuple({**each, "value": name} for name in names)
 
 
-def envoy_program() -> Path:
-    """Envoy of the image `gateway`; the wheel's own command is a Python that starts it."""
-    folder = python_of("gateway", say).parents[1]
-    return next(folder.glob("lib/python*/site-packages/envoy/_bin/envoy"))
-
-
 @contextmanager
 def process(
     command: list[str], core: int, log: Path, variables: dict[str, str] | None = None
 ) -> Iterator[psutil.Process]:
-    """A process on one core, ended when the block ends; what it says is in `log`."""
+    """A process on its own core, ended when the block ends; what it says is in `log`."""
     with log.open("ab") as out:
         started = psutil.Popen(
             command,
@@ -236,7 +230,7 @@ def process(
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=lambda: _own(core),
         )
     try:
         yield started
@@ -246,6 +240,13 @@ def process(
         for each in psutil.wait_procs([started, *children], timeout=10)[1]:
             each.kill()
         started.wait()
+
+
+def _own(core: int) -> None:
+    """This process has the core, and before the kernel's own work where that is allowed."""
+    os.sched_setaffinity(0, {core})
+    with suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
 def until_answered(load: Load, port: int, question: bytes, folder: Path, mark: bytes = b"") -> None:

@@ -23,7 +23,6 @@ from bench.gateway_parts import (
     Compiled,
     Issuer,
     cores,
-    envoy_program,
     table,
     until_answered,
 )
@@ -32,6 +31,7 @@ from bench.results import machine, save, spread
 from kuznia.gateway.folder import compiled, validate
 from kuznia.gateway.table import Table
 from kuznia.progress import say
+from workflows.environments import envoy
 
 RATE = 100
 CHANGES = 20
@@ -144,7 +144,7 @@ def _seconds(what: Callable[[], object]) -> float:
 
 
 def _validate(gateway: Compiled) -> None:
-    validate(compiled(gateway.table, gateway.places, {}), envoy_program())
+    validate(compiled(gateway.table, gateway.places, {}), envoy(say))
 
 
 def _version(folder: Path, gateway: Compiled, number: int) -> dict[Path, Path]:

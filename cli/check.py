@@ -106,7 +106,7 @@ def _registry(
         tree = load_tree(root)
     except InputError as error:
         return error.problems
-    problems = problems_of_tree(tree, catalogue) or _gateway(tree)
+    problems = problems_of_tree(tree, catalogue) + _gateway(tree)
     asked = list(tree.releases)
     if against:
         try:
@@ -128,17 +128,16 @@ def _registry(
 
 def _gateway(tree: Tree) -> list[str]:
     """What the gateway would not take: its files are made, and checked by Envoy if that is here."""
-    from cli.gateway import envoy
     from kuznia.gateway.folder import compiled, validate
     from kuznia.gateway.places import Places
     from kuznia.gateway.softly import softened
     from kuznia.gateway.table import table_of
     from kuznia.tree import SOFT
-    from workflows.environments import is_ready
+    from workflows.environments import envoy, is_ready
 
     here = Path("/gateway")
-    table = softened(table_of(tree), tree.soft, str(SOFT))
     try:
+        table = softened(table_of(tree), tree.soft, str(SOFT))
         made = compiled(table, Places(here / "conf", here / "spool", here / "run"), {})
         if is_ready("gateway"):
             validate(made, envoy())

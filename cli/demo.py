@@ -73,12 +73,13 @@ def command(data: Path | None, epochs: float | None) -> None:
     version, store = _version(submission, outputs)
     rows = _rows(store, outputs)
     served_at = time.monotonic()
-    from cli.gateway import envoy, local_table
+    from cli.gateway import local_table
     from cli.serve import started
     from kuznia.keys.ledger import issue
     from kuznia.serving import free_port
     from kuznia.store import open_store
     from services.gateway.laptop import gateway
+    from workflows.environments import envoy
 
     key, token = issue(open_store(settings.store_uri()), version.tenant, name="demo")
     with started(version, "127.0.0.1", free_port()):

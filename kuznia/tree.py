@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kuznia.contracts.base import Contract, load_yaml, parse
 from kuznia.contracts.release import STAGES, Release, Stage
-from kuznia.contracts.runspec import NAME
+from kuznia.contracts.runspec import NAME, Risk
 from kuznia.contracts.soft import Soft
 from kuznia.contracts.tenant import Platform, Tenant
 from kuznia.errors import InputError
@@ -78,6 +78,14 @@ class Tree:
         if release.card is None:
             return None
         return read_card((self.root / release.card).read_text("utf-8"), release.card)
+
+    def risk_of(self, release: Release) -> Risk | None:
+        """The risk class on the release's card; None where there is no card to read."""
+        try:
+            card = self.card_of(release)
+        except (FileNotFoundError, InputError):
+            return None  # `problems_of_tree` says so.
+        return card.purpose.risk.value if card else None
 
 
 def tenant_file(tenant: str) -> Path:

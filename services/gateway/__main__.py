@@ -43,12 +43,21 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    path = {"type": Path, "metavar": "PATH"}
-    parser.add_argument("--table", required=True, help="folder with the releases", **path)  # type: ignore[arg-type]
-    parser.add_argument("--folder", required=True, help="what Envoy watches", **path)  # type: ignore[arg-type]
-    parser.add_argument("--spool", required=True, help="lines for the audit log", **path)  # type: ignore[arg-type]
-    parser.add_argument("--admin", required=True, help="Envoy's unix socket", **path)  # type: ignore[arg-type]
-    parser.add_argument("--certificates", help="folder with tls.crt and tls.key", **path)  # type: ignore[arg-type]
+    parser.add_argument(
+        "--table", type=Path, required=True, metavar="PATH", help="folder with the releases"
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, metavar="PATH", help="what Envoy watches"
+    )
+    parser.add_argument(
+        "--spool", type=Path, required=True, metavar="PATH", help="lines for the audit log"
+    )
+    parser.add_argument(
+        "--admin", type=Path, required=True, metavar="PATH", help="Envoy's unix socket"
+    )
+    parser.add_argument(
+        "--certificates", type=Path, metavar="PATH", help="folder with tls.crt and tls.key"
+    )
     parser.add_argument("--host", default="0.0.0.0", help="[default: %(default)s]")
     parser.add_argument("--port", type=int, default=8080, help="[default: %(default)s]")
     parser.add_argument("--stats-port", type=int, help="port of /ready and /stats/prometheus")

@@ -21,14 +21,13 @@ from kuznia.gateway.folder import GUARD, LIMITS
 from kuznia.gateway.places import Places
 from kuznia.gateway.table import Table
 from kuznia.keys.ledger import revoked
-from kuznia.serving import check_port, free_port
+from kuznia.serving import check_port, free_port, stop
 from kuznia.store import open_store
 from services.gateway.configurer import Configurer
 from services.guard.config import MASTER as GUARD_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60
-STOP_SECONDS = 20
 WRITER = "laptop"
 """Name of this gateway's stream in the audit log."""
 Say = Callable[[str], None]
@@ -118,15 +117,8 @@ def gateway(
                 "envoy": [
                     *(str(envoy), "-c", str(conf / "envoy.json"), "--concurrency", "1"),
                     *("--file-flush-interval-msec", "1000", "--disable-hot-restart"),
-                    *(
-                        "--drain-time-s",
-                        "5",
-                        "--drain-strategy",
-                        "immediate",
-                        "--log-level",
-                        "warn",
-                    ),
-                    *("--component-log-level", "misc:error"),
+                    *("--drain-time-s", "5", "--drain-strategy", "immediate"),
+                    *("--log-level", "warn", "--component-log-level", "misc:error"),
                 ],
             },
             spool,
@@ -143,7 +135,7 @@ def gateway(
             # Envoy first: its last lines are then still read.
             for name in ("envoy", "audit", "guard", "limits"):
                 if process := made.processes.get(name):
-                    _stop(process)
+                    stop(process)
 
 
 def _guard_key() -> str:
@@ -187,12 +179,3 @@ def _wait(gateway: Gateway) -> None:
                 pass  # Not there yet.
             time.sleep(0.1)
     raise DependencyError(f"the gateway does not answer; see the logs in {gateway.folder}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

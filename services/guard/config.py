@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import hmac
 import json
@@ -125,6 +126,14 @@ class Watched:
         return found.st_mtime_ns, found.st_ino, found.st_size
 
     def _load(self) -> Config:
+        found = self._read()
+        # Ten thousand releases stay as they are: no later collection looks at them, and waits.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+        return found
+
+    def _read(self) -> Config:
         place = str(self._path)
         try:
             value = json.loads(self._path.read_bytes())

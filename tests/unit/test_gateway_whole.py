@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.gateway import envoy
 from kuznia import settings
 from kuznia.audit.keys import public_keys, public_path
 from kuznia.audit.search import Query, search
@@ -33,6 +32,7 @@ from kuznia.signing import public_pem
 from kuznia.store import open_store
 from services.gateway.laptop import Gateway, gateway
 from tests.fixtures.gateway_case import CHAT, Upstream, target
+from workflows.environments import envoy
 
 SECRET = "44051401359"
 """A PESEL whose check digit is right."""

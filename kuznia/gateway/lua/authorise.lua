@@ -31,15 +31,6 @@ local function current(handle)
   return policy
 end
 
-local ESCAPES = { ['"'] = '\\"', ["\\"] = "\\\\" }
-local function escape(character)
-  return ESCAPES[character] or string.format("\\u%04x", string.byte(character))
-end
-local function quoted(text)
-  local plain = string.gsub(text or "", '[%c"\\\127-\255]', escape)
-  return '"' .. plain .. '"'
-end
-
 local function deny(handle, status, code, reason)
   local known = handle:streamInfo():dynamicMetadata()
   known:set("kuznia", "reason", reason)

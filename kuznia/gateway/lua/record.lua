@@ -6,15 +6,6 @@ local OURS = {
 }
 local file, minute
 
-local ESCAPES = { ['"'] = '\\"', ["\\"] = "\\\\" }
-local function escape(character)
-  return ESCAPES[character] or string.format("\\u%04x", string.byte(character))
-end
-local function quoted(text)
-  local plain = string.gsub(text or "", '[%c"\\\127-\255]', escape)
-  return '"' .. plain .. '"'
-end
-
 -- The handle's clock, in seconds with microseconds, as text.
 local function now(handle)
   local ticks = handle:timestampString(EnvoyTimestampResolution.MICROSECOND)
