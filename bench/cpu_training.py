@@ -4,7 +4,8 @@ Both train the real base on the demo's rows with the demo's settings (rank, batc
 so many threads as cores, and are timed by the same callback. What differs is what `plan` chooses
 without a GPU: float32 weights, no gradient checkpointing and memory kept between steps, where
 LLaMA-Factory's examples have bf16 and checkpointing on. Full determinism is on in ours only, as in
-every run of ours.
+every run of ours. Ours is also measured twice at once on the same cores, as beside any other
+program, with threads that sleep while they wait and with threads that spin, libgomp's own choice.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,9 @@ DEMO = ROOT / "examples" / "demo"
 ROUNDS = 3
 STEPS = 4
 """Optimizer steps a run; the first warms up and is not counted."""
+OURS = "Kuźnia's CPU profile"
+SPINNING = "the same, threads that spin"
+STOCK = "LLaMA-Factory's stock settings"
 LIBRARIES = ("torch", "transformers", "peft", "llamafactory")
 
 
@@ -49,25 +55,36 @@ def main() -> None:
         inputs = _inputs(Path(folder))
         context = Context(open_store(settings.store_uri()), "", work, settings.cache())
         ours = settings_for(inputs, context, work / "output", None)
-        profile = variables_for(inputs, work)
-        plain = {key: value for key, value in profile.items() if not key.startswith("MALLOC_")}
-        arms = {
-            "ours": (ours, profile),
-            "stock": (_stock(ours, inputs, context), plain),
-        }
-        speeds: dict[str, list[float]] = {name: [] for name in arms}
-        for turn in range(ROUNDS):
+        profile = variables_for(inputs, work) | variables_of("train")
+        spinning = {key: value for key, value in profile.items() if key != "OMP_WAIT_POLICY"}
+        plain = {key: value for key, value in spinning.items() if not key.startswith("MALLOC_")}
+        stock = _stock(ours, inputs, context)
+        arms = {OURS: (ours, profile), SPINNING: (ours, spinning), STOCK: (stock, plain)}
+        alone: dict[str, list[float]] = {name: [] for name in arms}
+        shared: dict[str, list[float]] = {OURS: [], SPINNING: []}
+        for _ in range(ROUNDS):
             for name, (arm, variables) in arms.items():
-                speeds[name].append(_speed(arm, variables, work / f"{name}-{turn}"))
-                say(f"{name}: {speeds[name][-1]:.2f} samples/s")
+                place = work / f"{len(alone[name])}-{list(arms).index(name)}"
+                alone[name].append(_speed(arm, variables, place))
+                say(f"{name}: {alone[name][-1]:.2f} samples/s")
+                if name in shared:
+                    with ThreadPoolExecutor() as pool:
+                        places = [place.with_name(f"{place.name}-{each}") for each in "ab"]
+                        both = pool.map(partial(_speed, arm, variables), places)
+                        shared[name].append(sum(both))
+                    say(f"{name}, two at once: {shared[name][-1]:.2f} samples/s")
     batch = ours["per_device_train_batch_size"]
     save(
         "cpu_training",
         "LoRA training on a CPU",
         [
-            {"settings": "Kuźnia's CPU profile", "samples/s": spread(speeds["ours"])},
-            {"settings": "LLaMA-Factory's stock settings", "samples/s": spread(speeds["stock"])},
-            {"settings": "ratio", "samples/s": ratio(speeds["ours"], speeds["stock"])},
+            {
+                "settings": name,
+                "samples/s": spread(alone[name]),
+                "x stock": "" if name == STOCK else ratio(alone[name], alone[STOCK]),
+                "two at once, samples/s of both": spread(shared[name]) if name in shared else "",
+            }
+            for name in arms
         ],
         machine() | {"packages": _versions(), "load_before": load},
         f"SmolLM2-135M-Instruct, demo rows, rank {ours['lora_rank']}, batch {batch}; median "
@@ -124,7 +141,7 @@ def _speed(arm: dict[str, Any], variables: dict[str, str], folder: Path) -> floa
     )
     events: list[dict[str, Any]] = []
     command = [str(python_of("train")), "-m", "steps.trainer", str(file)]
-    ended = watch(command, variables | variables_of("train"), folder / "trainer.log", events.append)
+    ended = watch(command, variables, folder / "trainer.log", events.append)
     if ended.code:
         raise KuzniaError(f"the trainer ended with {ended.code}: {ended.fault}")
     seconds = [each["seconds"] for each in events if each["event"] == "log"][1:]

@@ -103,27 +103,31 @@ class Git:
     def push(self, remote: str, moves: Mapping[str, tuple[str | None, str | None]]) -> None:
         """Move branches, each from what it is to what it shall be; None: it does not exist.
 
-        All move or none. Raises Conflict if one is no longer what was expected.
+        All move or none. Raises Conflict if one is no longer what was expected, also where it is
+        already what it shall be: two can make the same commit in the same second, and only one of
+        them has pushed it.
         """
         leases, wanted = [], []
         for branch, (was, new) in moves.items():
             leases.append(f"--force-with-lease=refs/heads/{branch}:{was or ''}")
             wanted.append(f"{new or ''}:refs/heads/{branch}")
-        self._over_network(
-            remote, ("push", "--quiet", "--porcelain", "--atomic", *leases, remote, *wanted)
+        said = self._over_network(
+            remote, ("push", "--porcelain", "--atomic", *leases, remote, *wanted)
         )
+        if any(line.startswith("=") for line in said.splitlines()):
+            raise _conflict(remote)
         for branch, (_, new) in moves.items():
             here = f"{REMOTE}{branch}"
             self.text("update-ref", *((here, new) if new else ("-d", here)))
 
-    def _over_network(self, remote: str, words: tuple[str, ...]) -> None:
+    def _over_network(self, remote: str, words: tuple[str, ...]) -> str:
         done = self._run(words)
         if not done.returncode:
-            return
+            return done.stdout.decode(errors="replace")
         said = (done.stdout + done.stderr).decode(errors="replace")
         place = _without_password(remote)
         if any(word in said for word in REJECTED) and "hook declined" not in said:
-            raise Conflict(f"{place}: somebody else pushed in between; fetch and try again")
+            raise _conflict(remote)
         raise DependencyError(
             f"{place}: git {words[0]} failed ({_reason(said)}); check the address, the account "
             "and what it may push to"
@@ -181,6 +185,11 @@ def message(subject: str, body: str, trailers: Mapping[str, str]) -> str:
     """A commit message that ends in trailers (`git interpret-trailers` reads them)."""
     ends = "\n".join(f"{key}: {' '.join(value.split())}" for key, value in trailers.items())
     return "\n\n".join(part for part in (subject, body.strip(), ends) if part) + "\n"
+
+
+def _conflict(remote: str) -> Conflict:
+    place = _without_password(remote)
+    return Conflict(f"{place}: somebody else pushed in between; fetch and try again")
 
 
 def _failure(folder: Path, words: tuple[str, ...], done: subprocess.CompletedProcess[bytes]) -> str:

@@ -17,6 +17,8 @@ from kuznia.manifest import MANIFEST, write_manifest
 from workflows.environments import python_of, variables_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
+# Two tests at once share the cores: threads of theirs that spin while they wait hold both up.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,13 @@
 """Proposals: a branch a model, `sync/<tenant>/<model>`, and the pull request that shows it.
 
 The branch is the whole memory: its last commit holds the title and the text, and it is removed
-when its release is in, was declined, or is no longer wished.
+when its release is in, was declined, or is no longer wished. A forge that two ask at once opens two
+pull requests, so only the process that pushed a branch asks for it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from kuznia.errors import DependencyError, KuzniaError
@@ -16,12 +18,18 @@ from kuznia.tree import release_path
 from services.sync import metrics
 from services.sync.repository import ADDED, Repository
 
+PATIENCE = 25.0
+"""Seconds that a branch of another process may wait for its pull request: more than a forge has to
+answer in."""
+
 
 class Proposals:
     """What waits for people. Raises Conflict and DependencyError, as its repository and forge."""
 
     def __init__(self, repository: Repository, forge: Forge, say: Callable[[str], None]) -> None:
         self._repository, self._forge, self._say = repository, forge, say
+        self._waiting: dict[str, float] = {}
+        """Commits of others without a pull request, and since when."""
 
     def has(self, commit: str, path: str, lines: Lines) -> bool:
         """Whether the release at `commit` means the same weights as `lines`."""
@@ -60,6 +68,8 @@ class Proposals:
         """
         branches, problems = self._repository.proposals(), []
         metrics.PROPOSALS.set(len(branches))
+        tips = {self._repository.tips[branch] for branch in branches}
+        self._waiting = {tip: since for tip, since in self._waiting.items() if tip in tips}
         try:
             pulls = self._forge.open_pulls() if branches else {}
         except DependencyError as error:
@@ -83,15 +93,17 @@ class Proposals:
                 self._forge.close(pull)
             self._end(branch, "is in, or says nothing")
             return
-        if ours and lines and self._is_stale(tip, path):
-            tip = self._make_anew(branch, tip, lines)
         words = self._commits(tip, f"--committer={_mail_of(repository.author)}")
+        if ours and lines and self._is_stale(tip, path):
+            tip = self._make_anew(branch, lines, words)
         if not words or isinstance(self._forge, Plain):
             return
         if pull is None:
             last = self._forge.newest(branch)
             if last and last.state != "open" and last.commit == tip:
                 self._end(branch, f"was {last.state}: {last.url}")
+                return
+            if not self._may_ask(branch, lines, words):
                 return
         title, text = _title_and_text(words)
         if pull is None or pull.title != title:
@@ -103,12 +115,23 @@ class Proposals:
         asked = ("log", "-1", "--format=%B", "--fixed-strings", *which)
         return self._repository.git.text(*asked, f"{self._repository.main}..{tip}")
 
-    def _make_anew(self, branch: str, tip: str, lines: Lines) -> str:
-        git = self._repository.git
-        message = git.text("log", "-1", "--format=%B", tip) + "\n"
+    def _may_ask(self, branch: str, lines: Lines | None, words: str) -> bool:
+        """Whether this process pushed the branch; it does so anew where nobody has asked for it in
+        time. Of two that do, one push wins."""
+        tip, now = self._repository.tips[branch], time.monotonic()
+        if tip in self._repository.pushed:
+            return True
+        if now - self._waiting.setdefault(tip, now) < PATIENCE:
+            return False
+        if lines:
+            self._make_anew(branch, lines, words)
+        return True
+
+    def _make_anew(self, branch: str, lines: Lines, message: str) -> str:
+        git, tip = self._repository.git, self._repository.tips[branch]
         names = git.text("diff", "--name-only", f"{tip}^", tip, "--", "model-cards").splitlines()
         files = {name: (git.read(tip, name) or "").encode() for name in names}
-        made = self.propose(branch, lines, files, message)
+        made = self.propose(branch, lines, files, f"{message}\n")
         self._repository.push({branch: made})
         self._say(f"{branch}: made anew on top of {self._repository.main[:12]}")
         return made

@@ -34,12 +34,15 @@ class Repository:
         self.git = Git(folder, access(remote, token))
         self.git.text("init", "--quiet", "--bare")
         self.tips: dict[str, str] = {}
+        self.pushed: set[str] = set()
+        """Commits at the tip of a branch that were pushed from here."""
         self._tenants: dict[str, Tenant | InputError] = {}
 
     def fetch(self) -> None:
         """See every branch as it is now."""
         self.git.fetch(self.remote, self.branch, "sync*")
         self.tips = self.git.remote_tips()
+        self.pushed &= set(self.tips.values())
         if self.branch not in self.tips:
             raise DependencyError(f"{self.remote}: has no branch {self.branch}; make it")
 
@@ -100,6 +103,7 @@ class Repository:
             self.remote, {name: (self.tips.get(name), new) for name, new in moves.items()}
         )
         self.tips = self.git.remote_tips()
+        self.pushed |= {new for new in moves.values() if new}
 
     def _read_tenant(self, blob: str, path: str) -> Tenant | InputError:
         try:

@@ -60,6 +60,16 @@ def test_only_mlflow_and_scrapers_reach_it() -> None:
     assert "monitoring" in json.dumps(monitoring)
 
 
+def test_it_goes_to_dns_to_mlflow_and_where_it_is_told() -> None:
+    given = example("sync", "gitea")
+    rules = render("sync", given)["NetworkPolicy/kuznia-sync"]["spec"]["egress"]
+    dns, mlflow, *told = rules
+    assert {each["port"] for each in dns["ports"]} == {53}
+    assert mlflow["to"][0]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "mlflow"}}
+    assert [each["port"] for each in mlflow["ports"]] == [5000]
+    assert told == given["network"]["egress"]
+
+
 @pytest.mark.parametrize(
     ("values", "fault"),
     [

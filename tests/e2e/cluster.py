@@ -35,6 +35,19 @@ PODS = {
     },
 }
 """Small enough for a cluster of one node with two cores."""
+REACHES = """
+import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def reached(target):
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except OSError:
+        return False
+    return True
+with ThreadPoolExecutor(8) as pool:
+    print(json.dumps(dict(zip(sys.argv[1:], pool.map(reached, sys.argv[1:])))))
+"""
 
 
 def run(*command: str, text: str | None = None, check: bool = True) -> str:
@@ -82,6 +95,13 @@ def forwarded(namespace: str, target: str, port: int) -> Iterator[str]:
         process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+def reaches(space: str, pod: str, *targets: str, container: str = "main") -> dict[str, bool]:
+    """Which of the targets (host:port) a pod can connect to."""
+    line = ("exec", pod, "-c", container, "--", "python", "-c", REACHES, *targets)
+    found: dict[str, bool] = json.loads(kubectl("-n", space, *line))
+    return found
 
 
 @dataclass(frozen=True)

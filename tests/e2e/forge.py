@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -27,16 +28,31 @@ class Forge:
     here: str
     password: str
 
-    def repository(self, name: str) -> str:
-        """Make an empty repository that anybody in the cluster may read; its address there."""
-        answer = httpx.post(
-            f"{self.here}/api/v1/user/repos",
-            auth=(USER, self.password),
-            json={"name": name, "private": False, "default_branch": "main"},
-            trust_env=False,
-        )
-        assert answer.status_code == 201, answer.text
+    def repository(self, name: str, *, private: bool = False) -> str:
+        """Make an empty repository; its address for pods."""
+        made = {"name": name, "private": private, "default_branch": "main"}
+        self.ask("POST", "user/repos", json=made)
         return f"{self.inside}/{USER}/{name}.git"
+
+    def account(self, name: str, repository: str) -> str:
+        """Make an account that may write to one repository and no more; a token of it."""
+        who = {"username": name, "password": secrets.token_hex(16), "email": f"{name}@example.org"}
+        self.ask("POST", "admin/users", json=who | {"must_change_password": False})
+        place = f"repos/{USER}/{repository}/collaborators/{name}"
+        self.ask("PUT", place, json={"permission": "write"})
+        asked = {"name": "token", "scopes": ["write:repository"]}
+        made = self.ask(
+            "POST", f"users/{name}/tokens", json=asked, auth=(name, who["password"])
+        ).json()
+        return str(made["sha1"])
+
+    def ask(self, method: str, path: str, missing: bool = False, **given: Any) -> httpx.Response:
+        """What the forge's API answers, to its administrator unless `auth` says otherwise;
+        `missing`: it may be that there is no such thing."""
+        given = {"auth": (USER, self.password), "trust_env": False, "timeout": 30} | given
+        answer = httpx.request(method, f"{self.here}/api/v1/{path}", **given)
+        assert answer.is_success or (missing and answer.status_code == 404), answer.text
+        return answer
 
     def push(self, checkout: Path, name: str, *arguments: str) -> None:
         """Push the branch that is checked out."""

@@ -13,25 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.cluster import S3, forwarded, get, kubectl, wait_for
+from tests.e2e.cluster import S3, forwarded, get, kubectl, reaches, wait_for
 from tests.e2e.gateway import IMAGE, Deployed, manifest, namespace
 from tests.e2e.gateway import gateway as deployed
 
 pytestmark = pytest.mark.timeout(600)
 PESEL = "44051401359"
-REACHES = """
-import json, socket, sys
-from concurrent.futures import ThreadPoolExecutor
-def reached(target):
-    host, _, port = target.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=3).close()
-    except OSError:
-        return False
-    return True
-with ThreadPoolExecutor(8) as pool:
-    print(json.dumps(dict(zip(sys.argv[1:], pool.map(reached, sys.argv[1:])))))
-"""
 LOAD = """
 import http.client, json, ssl, sys, threading, time
 host, token, model = sys.argv[1:]
@@ -125,13 +112,6 @@ def test_a_revoked_key_is_refused_within_ten_seconds(gateway: Deployed) -> None:
             15,
         )
     assert time.monotonic() - start < 10
-
-
-def reaches(space: str, pod: str, *targets: str, container: str = "main") -> dict[str, bool]:
-    """Which of the targets (host:port) a pod can connect to."""
-    line = ("exec", pod, "-c", container, "--", "python", "-c", REACHES, *targets)
-    found: dict[str, bool] = json.loads(kubectl("-n", space, *line))
-    return found
 
 
 def test_there_is_no_way_around_the_gateway_and_the_guard(gateway: Deployed, mark: str) -> None:

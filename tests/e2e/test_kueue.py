@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from kuznia import __version__
-from tests.e2e.cluster import Tenant, kubectl, wait_for, why
+from tests.e2e.cluster import Tenant, get, kubectl, nodes, wait_for, why
 from tests.e2e.conftest import MakeTenant
 
 pytestmark = pytest.mark.timeout(600)
@@ -55,7 +56,7 @@ def cluster_queue(mark: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def acme(tenants: MakeTenant, cluster_queue: str) -> Tenant:
     sizes = {"requests": SIZE, "limits": {"cpu": "1", "memory": "256Mi"}}
-    return tenants(
+    tenant = tenants(
         "acme",
         images=dict.fromkeys(("platform", "train", "serve"), NOOP),
         pods={"heavy": sizes, "light": sizes},
@@ -64,6 +65,9 @@ def acme(tenants: MakeTenant, cluster_queue: str) -> Tenant:
         mlflow={"enabled": False, "trackingUri": "http://nowhere:5000"},
         settings={"NOOP_QUEUE": "training", "NOOP_SECONDS": "40"},
     )
+    # As `kuznia render` labels the namespaces that Kueue looks at (argocd/registry/platform.yaml).
+    kubectl("label", "namespace", tenant.namespace, "kuznia.workspace=training")
+    return tenant
 
 
 def train_pods(tenant: Tenant, run: str) -> list[dict[str, Any]]:
@@ -90,3 +94,61 @@ def test_a_second_training_waits_for_the_first(acme: Tenant) -> None:
         for step in ("plan", "data-check", "register"):
             (pod,) = acme.pods(run, step)
             assert "kueue.x-k8s.io/managed" not in pod["metadata"]["labels"], step
+
+
+def urgent_pod(tenant: Tenant, priority: str) -> dict[str, Any]:
+    """A pod of another make, in the same queue, that goes first; it runs until it is deleted."""
+    confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    container = {
+        "name": "main",
+        "image": NOOP,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sleep", "3600"],
+        "resources": {"requests": SIZE},
+        "securityContext": confined,
+    }
+    queue = {"queue-name": "training", "priority-class": priority}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "urgent",
+            "namespace": tenant.namespace,
+            "labels": {f"kueue.x-k8s.io/{key}": value for key, value in queue.items()},
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 65532,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [container],
+        },
+    }
+
+
+def test_a_preempted_training_waits_and_is_tried_again(acme: Tenant, cluster_queue: str) -> None:
+    acme.submit("preempted", "model: noop")
+    wait_for("the training", lambda: running(acme, "preempted"), 120)
+    # Argo makes a pod that is gone within 10 s of its start again, without counting an attempt.
+    time.sleep(12)
+    kubectl("create", "-f", "-", text=json.dumps(urgent_pod(acme, cluster_queue)))
+
+    def urgent_runs() -> bool:
+        return bool(get("pod", "urgent", acme.namespace)["status"]["phase"] == "Running")
+
+    wait_for("the urgent pod in the training's place", urgent_runs, 180)
+    wait_for("the training back in the queue", lambda: gated(acme, "preempted"), 120)
+    assert urgent_runs() and not running(acme, "preempted")
+    reasons = kubectl("get", "events", "-n", acme.namespace, "-o", "jsonpath={.items[*].reason}")
+    assert "Preempted" in reasons.split()
+
+    kubectl("delete", "pod", "urgent", "-n", acme.namespace)
+    ended = acme.ended("preempted", 240)
+    assert ended["status"]["phase"] == "Succeeded", why(acme, ended)
+    lost, tried = (node["phase"] for node in nodes(ended, "train"))
+    # Failed where Argo saw how the pod ended, Error where it was gone before.
+    assert lost in ("Failed", "Error")
+    assert tried == "Succeeded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import shutil
@@ -17,10 +18,11 @@ import httpx
 import pytest
 import yaml
 
-from kuznia.errors import InputError
+from kuznia.errors import DependencyError, InputError
 from kuznia.forges import Plain, Pull
+from kuznia.git import Conflict
 from kuznia.registry import Registry
-from services.sync import metrics
+from services.sync import metrics, proposals
 from services.sync.__main__ import main
 from services.sync.passes import Sync
 from services.sync.registries import Registries
@@ -505,6 +507,47 @@ def test_two_at_once_make_one_commit(world: World) -> None:
     assert world.commits() == 2
     assert world.commits(f"main..{BRANCH}") == 1
     assert world.commits("sync-state") == 1
+
+
+def test_the_same_commit_of_two_is_pushed_by_one(world: World) -> None:
+    """As two make it in the same second: for git the second push is up to date."""
+    repository = world.sync()._repository
+    repository.fetch()
+    made = repository.commit(repository.main, {"file": b"text"}, "the same\n")
+    seen = repository.main
+    for expected in (contextlib.nullcontext(), pytest.raises(Conflict)):
+        with expected:
+            repository.git.push(repository.remote, {"main": (seen, made)})
+    assert git(world.remote, "rev-parse", "main") == made
+
+
+def test_a_pull_request_is_opened_by_whoever_pushed_its_branch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forge may open two for two that ask at once."""
+    number, first, second = world.add("one"), world.sync(), world.sync()
+    world.point("production", number)
+    closed = Closed(world.remote)
+    assert not world.sync(forge=closed).one_pass()
+    pushed = git(world.remote, "rev-parse", BRANCH)
+    assert first.one_pass() and second.one_pass()
+    assert (world.desk.pulls, git(world.remote, "rev-parse", BRANCH)) == ([], pushed)
+    # Its pod is gone for good: of two that take over, one does.
+    monkeypatch.setattr(proposals, "PATIENCE", 0)
+    assert first.one_pass()
+    monkeypatch.undo()
+    assert second.one_pass() and first.one_pass()
+    (pull,) = world.desk.pulls
+    assert pull["title"] == f"Release acme/support {version_of('one')} to production"
+    assert git(world.remote, "rev-parse", BRANCH) != pushed
+    assert world.commits(f"main..{BRANCH}") == 1
+
+
+class Closed(Desk):
+    """A forge that takes no pull request at the moment."""
+
+    def open_or_update(self, branch: str, title: str, body: str, base: str) -> Pull:
+        raise DependencyError("the forge answers 503; try again later")
 
 
 def _meet_after_first_fetch(repository: Repository, barrier: threading.Barrier) -> None:
