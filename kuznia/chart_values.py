@@ -101,17 +101,13 @@ def gateway_values(tree: Tree) -> dict[str, Any]:
     """Values of helm/gateway: what the platform sets, every release, by parts of the table."""
     platform = tree.platform
     parts = shards(softened(table_of(tree), tree.soft, str(SOFT)))
-    made: dict[str, Any] = {"tables": {name: Lines(text_of(part)) for name, part in parts.items()}}
+    made: dict[str, Any] = {"tables": {name: text_of(part) for name, part in parts.items()}}
     if platform.access.store:
         made["store"] = platform.access.store
     made["guard"] = {"largest_mib": platform.access.largest_request_mib}
     if "gateway" in platform.images:
         made["images"] = {"gateway": platform.images["gateway"]}
     return _merged(platform.entry, made)
-
-
-class Lines(str):
-    """Text that a generated file shows line by line."""
 
 
 def _hard(gpus: int, cpu: float, memory_gib: float) -> dict[str, str]:

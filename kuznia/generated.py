@@ -21,7 +21,7 @@ import yaml
 
 from kuznia import applications
 from kuznia.applications import GENERATED
-from kuznia.chart_values import Lines, gateway_values, serving_values, workspace_values
+from kuznia.chart_values import gateway_values, serving_values, workspace_values
 from kuznia.contracts.catalogue import Catalogue
 from kuznia.tree import REGISTRY, Tree
 
@@ -108,11 +108,12 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
         return True
 
 
-def _line_by_line(dumper: Any, text: Lines) -> Any:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="|")
+def _line_by_line(dumper: Any, text: str) -> Any:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_Dumper.add_representer(Lines, _line_by_line)
+_Dumper.add_representer(str, _line_by_line)
 
 
 def _text(*objects: dict[str, Any]) -> str:

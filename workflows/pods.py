@@ -42,10 +42,12 @@ SIGNING = "kuznia-signing"
 LOCKS = "kuznia-locks"
 """ConfigMap whose keys size the tenant's semaphores."""
 LOST = (
-    "^pod deleted|node shutdown|^Pod was terminated|low on resource|Error \\\\(exit code 137\\\\)"
+    "^pod deleted|node shutdown|^Pod was terminated|low on resource"
+    "|Error \\\\(exit code (137|143)\\\\)"
 )
 """What Argo's message says where the pod was taken away or its node lost. Exit code 137 without
-OOMKilled is how a container ends that the kubelet had to kill."""
+OOMKilled is how a container ends that the kubelet had to kill, 143 how one ends when it is told to.
+Mostly the pod is gone before Argo looks, but a finalizer, such as Kueue's, keeps it in sight."""
 
 
 class Needs(NamedTuple):
