@@ -221,7 +221,7 @@ def test_two_replicas_and_a_deleted_pod_do_nothing_twice(world: World) -> None:
     killed = wait_for("who made it", world.committer, 15)
     kubectl("-n", world.place, "delete", "pod", killed, "--grace-period=0", "--force")
     wait_for("all commits", lambda: len(world.commits()) >= len(before) + MANY, 60)
-    wait_for("all pull requests", lambda: all(world.title(model) for model in models), 90)
+    wait_for("all pull requests", lambda: all(world.title(model) for model in models), 180)
     print(
         f"seconds to the last of {2 * MANY} answers, a pod killed: {time.monotonic() - moved:.1f}"
     )
