@@ -120,7 +120,7 @@ def gs_bucket() -> str:
     if not emulator:
         pytest.skip(
             "set STORAGE_EMULATOR_HOST to a Cloud Storage emulator that knows the XML API's PUT "
-            "(fake-gcs-server 1.54 does not)"
+            "(fake-gcs-server 1.56 does not)"
         )
     bucket = f"bucket-{uuid.uuid4().hex[:8]}"
     made = httpx.post(f"{emulator}/storage/v1/b?project=test", json={"name": bucket})
