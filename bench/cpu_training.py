@@ -15,9 +15,8 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +63,13 @@ def main() -> None:
         shared: dict[str, list[float]] = {OURS: [], SPINNING: []}
         for _ in range(ROUNDS):
             for name, (arm, variables) in arms.items():
-                place = work / f"{len(alone[name])}-{list(arms).index(name)}"
-                alone[name].append(_speed(arm, variables, place))
+                alone[name].append(_speed(arm, variables, work))
                 say(f"{name}: {alone[name][-1]:.2f} samples/s")
                 if name in shared:
-                    with ThreadPoolExecutor() as pool:
-                        places = [place.with_name(f"{place.name}-{each}") for each in "ab"]
-                        both = pool.map(partial(_speed, arm, variables), places)
-                        shared[name].append(sum(both))
+                    # Processes: what watches a trainer handles signals, as only main threads may.
+                    with ProcessPoolExecutor() as pool:
+                        both = [pool.submit(_speed, arm, variables, work) for _ in range(2)]
+                    shared[name].append(sum(each.result() for each in both))
                     say(f"{name}, two at once: {shared[name][-1]:.2f} samples/s")
     batch = ours["per_device_train_batch_size"]
     save(
@@ -130,9 +128,9 @@ def _stock(ours: dict[str, Any], inputs: TrainInputs, context: Context) -> dict[
     return {key: value for key, value in ours.items() if key not in profile} | stock
 
 
-def _speed(arm: dict[str, Any], variables: dict[str, str], folder: Path) -> float:
-    """Rows a second over the steps after the first."""
-    folder.mkdir()
+def _speed(arm: dict[str, Any], variables: dict[str, str], work: Path) -> float:
+    """Rows a second over the steps after the first, in a new folder below `work`."""
+    folder = Path(tempfile.mkdtemp(dir=work))
     file = folder / "settings.json"
     file.write_text(
         json.dumps(

@@ -53,6 +53,13 @@ class Survey:
     """Of all rows."""
     longest: int
     """Tokens of the longest row."""
+    common: int = 0
+    """Tokens that the base's own system prompt puts before every row."""
+
+    def common_once(self, batch: int) -> float:
+        """Tokens that are computed for each token where a batch computes what is common once."""
+        repeated = self.common * (1 - 1 / batch)
+        return 1 - repeated * self.rows / self.tokens if self.tokens else 1.0
 
 
 def survey(path: Path, name: str, data: Data, system: str | None) -> Survey:
@@ -66,7 +73,8 @@ def survey(path: Path, name: str, data: Data, system: str | None) -> Survey:
         with path.open("rb") as file:
             blocks = iter(lambda: file.read(2**20), b"")
             count = max(count, sum(block.count(b"\n") for block in blocks))
-    return Survey(count, sum(tokens) * count // max(len(tokens), 1), max(tokens, default=0))
+    seen = sum(tokens) * count // max(len(tokens), 1)
+    return Survey(count, seen, max(tokens, default=0), extra)
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class Training:
     length: int
     """Tokens of the longest row that is trained on."""
     checkpointing: bool
+    work: float = PADDING
+    """Tokens that are computed for each token of the rows."""
 
     @property
     def trainable(self) -> float:
@@ -117,9 +127,9 @@ class Training:
         return (4 * weights + 3 * 12 * self.trainable) / GIB
 
     def flop(self, tokens: float) -> float:
-        """Compute for that many tokens, padding included."""
+        """Compute for that many tokens of the rows."""
         each = FLOP_PER_PARAMETER[self.method] + 2 * self.checkpointing
-        return each * self.base.parameters * tokens * PADDING
+        return each * self.base.parameters * tokens * self.work
 
     def seconds(self, tokens: float, steps: int, flops: float) -> float:
         """Time for that many tokens in that many optimizer steps at `flops` FLOP/s."""

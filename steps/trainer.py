@@ -30,6 +30,7 @@ from llamafactory.train.tuner import run_exp
 from transformers import TrainerCallback
 
 from kuznia.errors import DependencyError, InputError, Preempted
+from steps import one_sequence
 from steps.checkpoints import mark_complete
 from steps.supervisor import end_with
 
@@ -125,7 +126,12 @@ def main(settings_file: str, events: str, supervisor: str) -> None:
     torch.serialization.register_package(
         0, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
     )
-    run_exp(settings, callbacks=[Reporter(opened(events))])
+    callbacks: list[TrainerCallback] = [Reporter(opened(events))]
+    if one_sequence.possible(settings):
+        # Tokens that are computed: a mask of pairs has no sum that would be their number.
+        settings["include_num_input_tokens_seen"] = "all"
+        callbacks.append(one_sequence.OneSequence())
+    run_exp(settings, callbacks=callbacks)
 
 
 def opened(events: str) -> Any:

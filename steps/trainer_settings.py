@@ -8,7 +8,7 @@ from typing import Any
 
 from kuznia.contracts.catalogue import BaseModelEntry
 from kuznia.contracts.runspec import RunSpec
-from steps.estimates import Survey, Training
+from steps.estimates import PADDING, Survey, Training
 from steps.placement import Place
 
 _POSITIVE = (
@@ -24,6 +24,8 @@ _ALIKE_AFTER_RESUME = {"ddp_find_unused_parameters": True, "use_reentrant_gc": F
 """Else torch regroups gradients after the first step of an attempt, and more than two processes add
 them up in another order from there: a resumed run would differ in its last digits. Looking for
 unused parameters keeps the groups; checkpoints of activations allow that where not re-entrant."""
+_ROWS_APART = ("packing", "neat_packing", "lora_dropout", "neftune_noise_alpha")
+"""Settings under which rows of a batch are packed already, or depend on more than their tokens."""
 _CHECKPOINTS = 10
 """About how many checkpoints a run makes: what a kill costs is a tenth of the run at most."""
 _ROOM = 0.9
@@ -101,6 +103,7 @@ def fit(
         batch=batch,
         length=min(settings["cutoff_len"], rows.longest or settings["cutoff_len"]),
         checkpointing=not settings["disable_gradient_checkpointing"],
+        work=rows.common_once(batch) if joins_rows(settings) else PADDING,
     )
     room = _ROOM * place.memory_gib
     if training.memory_gib > room and "disable_gradient_checkpointing" not in spec.llamafactory:
@@ -121,6 +124,11 @@ def fit(
     if training.batch < batch:
         saved.append(f"batches of {training.batch}, gradients added up, to fit the memory")
     return settings, training, saved
+
+
+def joins_rows(settings: dict[str, Any]) -> bool:
+    """Whether a batch may be one sequence, as far as settings decide: see steps/one_sequence.py."""
+    return bool(settings["use_cpu"]) and not any(settings.get(key) for key in _ROWS_APART)
 
 
 def share_batch(settings: dict[str, Any], processes: int) -> tuple[dict[str, Any], str]:

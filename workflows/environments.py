@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,3 +97,18 @@ def _uv(*arguments: str) -> None:
         raise DependencyError(
             f"uv {arguments[0]} failed; check network and disk, run again\n{last}"
         )
+
+
+def main() -> int:
+    """Install the environments of all images and say where they are; the exit code."""
+    try:
+        for image in images():
+            print(f"{image:<9} {python_of(image).parents[1]}")
+    except DependencyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
