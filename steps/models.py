@@ -6,6 +6,7 @@ torch, transformers and peft are imported inside the functions: only the train i
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from kuznia.errors import InputError
 
 Messages = list[dict[str, str]]
 """A conversation: {"role", "content"} objects in order."""
+
+NOISY = "bitsandbytes.backends.cpu.ops"
+"""A logger that warns, on some CPUs, of slow 4-bit weights that nobody asked for."""
 
 BATCH = 64
 """Prompts answered at once. One size for all arms: greedy answers may change with the batch."""
@@ -29,6 +33,7 @@ def prepare(hardware: Hardware) -> None:
     import torch
     import transformers
 
+    logging.getLogger(NOISY).setLevel(logging.ERROR)
     torch.set_num_threads(hardware.threads)
     transformers.utils.logging.disable_progress_bar()
 

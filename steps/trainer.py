@@ -16,6 +16,7 @@ save (path), diverged (step).
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -32,6 +33,7 @@ from transformers import TrainerCallback
 from kuznia.errors import DependencyError, InputError, Preempted
 from steps import one_sequence
 from steps.checkpoints import mark_complete
+from steps.models import NOISY
 from steps.supervisor import end_with
 
 
@@ -120,6 +122,7 @@ def main(settings_file: str, events: str, supervisor: str) -> None:
     """Train as the settings say."""
     end_with(int(supervisor))
     settings = json.loads(Path(settings_file).read_text("utf-8"))
+    logging.getLogger(NOISY).setLevel(logging.ERROR)
     # Under full determinism torch fills every new tensor, a guard against reading it unwritten.
     torch.utils.deterministic.fill_uninitialized_memory = False
     # Without a GPU, one of several loads its checkpoint to "cpu:0", a place that torch lacks.

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import uvloop
 from aiohttp import web
 from prometheus_client import start_http_server
 
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if given.metrics_port:
             start_http_server(given.metrics_port, given.host, registry=metrics.REGISTRY)
-        asyncio.run(serve(given))
+        uvloop.run(serve(given))
     except InputError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr, flush=True)
