@@ -46,6 +46,8 @@ class OneSequence(TrainerCallback):  # type: ignore[misc]
         self, args: Any, state: Any, control: Any, model: Any, train_dataloader: Any, **_: Any
     ) -> None:
         config, loader = model.config, train_dataloader.base_dataloader
+        if config._attn_implementation != "sdpa":
+            return  # Only there a mask is true and false.
         padded: Collate = loader.collate_fn
         weights = sum(each.numel() for each in model.parameters())
         # What a pair of tokens costs in attention, in what a token costs in the layers.

@@ -24,8 +24,12 @@ _ALIKE_AFTER_RESUME = {"ddp_find_unused_parameters": True, "use_reentrant_gc": F
 """Else torch regroups gradients after the first step of an attempt, and more than two processes add
 them up in another order from there: a resumed run would differ in its last digits. Looking for
 unused parameters keeps the groups; checkpoints of activations allow that where not re-entrant."""
-_ROWS_APART = ("packing", "neat_packing", "lora_dropout", "neftune_noise_alpha")
-"""Settings under which rows of a batch are packed already, or depend on more than their tokens."""
+_ROWS_APART = (
+    *("packing", "neat_packing", "lora_dropout", "neftune_noise_alpha", "label_smoothing_factor"),
+    *("use_dft_loss", "use_eaft_loss", "use_asft_loss", "shift_attn", "mixture_of_depths"),
+)
+"""Settings under which rows are packed already, depend on more than their tokens, or have a loss
+or an attention of another kind."""
 _CHECKPOINTS = 10
 """About how many checkpoints a run makes: what a kill costs is a tenth of the run at most."""
 _ROOM = 0.9
