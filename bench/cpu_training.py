@@ -2,10 +2,11 @@
 
 Both train the real base on the demo's rows with the demo's settings (rank, batch, length, seed),
 so many threads as cores, and are timed by the same callback. What differs is what `plan` chooses
-without a GPU: float32 weights, no gradient checkpointing and memory kept between steps, where
-LLaMA-Factory's examples have bf16 and checkpointing on. Full determinism is on in ours only, as in
-every run of ours. Ours is also measured twice at once on the same cores, as beside any other
-program, with threads that sleep while they wait and with threads that spin, libgomp's own choice.
+without a GPU: float32 weights, batches as one sequence, no gradient checkpointing and memory kept
+between steps, where LLaMA-Factory's examples have bf16 and checkpointing on. Full determinism is on
+in ours only, as in every run of ours. Ours is also measured twice at once on the same cores, as
+beside any other program, with threads that soon sleep while they wait and with threads that spin,
+libgomp's own choice.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def main() -> None:
         context = Context(open_store(settings.store_uri()), "", work, settings.cache())
         ours = settings_for(inputs, context, work / "output", None)
         profile = variables_for(inputs, work) | variables_of("train")
-        spinning = {key: value for key, value in profile.items() if key != "OMP_WAIT_POLICY"}
+        waiting = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+        spinning = {key: value for key, value in profile.items() if key not in waiting}
         plain = {key: value for key, value in spinning.items() if not key.startswith("MALLOC_")}
         stock = _stock(ours, inputs, context)
         arms = {OURS: (ours, profile), SPINNING: (ours, spinning), STOCK: (stock, plain)}

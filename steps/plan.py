@@ -169,7 +169,10 @@ def _room_problems(spec: RunSpec, place: Place, estimate: Estimate) -> Iterator[
 def _reasons(spec: RunSpec, place: Place, settings: dict[str, Any]) -> Iterator[str]:
     yield f"{place.gpu_class or place.device}: {place.why}"
     if place.device == "cpu":
-        yield "float32: exact, and on most CPU cores faster than bfloat16"
+        if settings["bf16"]:
+            yield "float32 weights, bfloat16 products: these cores multiply them twice as fast"
+        else:
+            yield "float32: these cores do not multiply bfloat16 any faster"
         yield f"{cores()} threads: one for each core"
     else:
         yield "bfloat16: half the memory of float32 at full speed"

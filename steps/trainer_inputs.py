@@ -83,7 +83,9 @@ def variables_for(inputs: TrainInputs, work: Path) -> dict[str, str]:
     variables = {
         "OMP_NUM_THREADS": str(max(1, hardware.threads // hardware.processes)),
         # Waiting threads give way: beside any other busy program, spinning costs a factor of ten.
+        # But not at once: some microseconds later most waits are over.
         "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "1000",
         # The order of sets decides the order of modules, and so of numbers.
         "PYTHONHASHSEED": str(inputs.plan.spec.seed),
         "PYTHONUNBUFFERED": "1",

@@ -8,6 +8,7 @@ from typing import Any
 
 from kuznia.contracts.catalogue import BaseModelEntry
 from kuznia.contracts.runspec import RunSpec
+from kuznia.machine import multiplies_bfloat16
 from steps.estimates import PADDING, Survey, Training
 from steps.placement import Place
 
@@ -47,7 +48,8 @@ def settings_of(
         "template": base.template,
         "seed": spec.seed,
         "full_determinism": True,
-        "bf16": device == "cuda",
+        # On a CPU weights stay float32, and products of matrices alone are bfloat16.
+        "bf16": device == "cuda" or multiplies_bfloat16(),
         "use_cpu": device == "cpu",
         "report_to": "none",
         "logging_steps": 1,

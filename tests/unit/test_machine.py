@@ -43,6 +43,26 @@ def test_a_container_without_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (machine.cores(), machine.memory_gib()) == before
 
 
+@pytest.mark.parametrize(
+    ("vendor", "flags", "fast"),
+    [
+        ("AuthenticAMD", "fma avx512f avx512_bf16", True),
+        ("GenuineIntel", "fma avx512f avx512_bf16", False),
+        ("GenuineIntel", "avx512_bf16 amx_bf16 amx_tile", True),
+        ("AuthenticAMD", "fma avx2", False),
+    ],
+)
+def test_cores_that_multiply_bfloat16(
+    vendor: str, flags: str, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel\t\t: 17\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "_CPUINFO", info)
+    assert machine.multiplies_bfloat16() is fast
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
+    assert not machine.multiplies_bfloat16()
+
+
 def test_gpus_as_nvidia_smi_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_nvidia_smi(tmp_path, monkeypatch, 'echo "NVIDIA H200, 143771"; echo "NVIDIA L4, 23034"')
     first, second = machine.gpus()

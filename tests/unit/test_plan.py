@@ -94,7 +94,7 @@ def test_the_cpu_profile(planner: Any, capsys: pytest.CaptureFixture[str]) -> No
     assert not hardware.packing
     trainer = made.trainer
     assert trainer["disable_gradient_checkpointing"]
-    assert (trainer["bf16"], trainer["use_cpu"]) == (False, True)
+    assert (trainer["bf16"], trainer["use_cpu"]) == (machine.multiplies_bfloat16(), True)
     assert trainer["default_system"] == made.base.default_system
     printed = capsys.readouterr().out.splitlines()
     assert printed[: len(hardware.reasons)] == list(hardware.reasons)
