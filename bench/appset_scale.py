@@ -21,7 +21,7 @@ from tests.e2e.forge import forge
 from tests.e2e.platform import ARGO_CD, platform, read_yaml
 from tests.fixtures.checkouts import release
 
-SIZES = [int(size) for size in os.environ.get("KUZNIA_BENCH_RELEASES", "50 500").split()]
+SIZES = [int(size) for size in os.environ.get("KUZNIA_BENCH_RELEASES", "50 200 500").split()]
 
 
 def main() -> None:
