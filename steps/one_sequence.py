@@ -54,12 +54,12 @@ class OneSequence(TrainerCallback):  # type: ignore[misc]
         pair = _PAIR * 2 * config.hidden_size * config.num_hidden_layers / weights
 
         def collate(rows: list[dict[str, Any]]) -> Batch:
-            batch = joined(rows)
-            if batch is None:
-                return padded(rows)
-            tokens, longest = batch["input_ids"].numel(), max(len(r["input_ids"]) for r in rows)
+            # Decided by lengths: the mask of a long batch alone could fill the memory.
+            lengths = [len(row["input_ids"]) for row in rows]
+            tokens, longest = sum(lengths) - common(rows) * (len(rows) - 1), max(lengths)
             shorter = tokens + pair * tokens**2 < len(rows) * (longest + pair * longest**2)
-            return batch if shorter else padded(rows)
+            batch = joined(rows) if shorter else None
+            return padded(rows) if batch is None else batch
 
         loader.collate_fn = collate
 
@@ -73,17 +73,14 @@ def joined(rows: list[dict[str, Any]]) -> Batch | None:
     """
     inputs = [row["input_ids"] for row in rows]
     labels = [row["labels"] for row in rows]
-    common = min(_learnt_from(each) for each in labels) - 1
-    for other in inputs[1:]:
-        common = next((i for i in range(common) if inputs[0][i] != other[i]), common)
-    common = max(common, 0)
-    tokens = list(inputs[0][:common])
-    places = list(range(common))
-    owners = [0] * common
+    shared = common(rows)
+    tokens = list(inputs[0][:shared])
+    places = list(range(shared))
+    owners = [0] * shared
     keep: list[int] = []
     learnt: list[int] = []
     for number, (row, wanted) in enumerate(zip(inputs, labels, strict=True), start=1):
-        for place in range(common, len(row)):
+        for place in range(shared, len(row)):
             if place + 1 < len(row) and wanted[place + 1] != IGNORED:
                 keep.append(len(tokens))
                 learnt.append(wanted[place + 1])
@@ -102,6 +99,15 @@ def joined(rows: list[dict[str, Any]]) -> Batch | None:
         "labels": torch.tensor([learnt]),
         "shift_labels": torch.tensor([learnt]),
     }
+
+
+def common(rows: list[dict[str, Any]]) -> int:
+    """Tokens that all rows begin with, short of the first place that predicts what is learnt."""
+    first, *others = (row["input_ids"] for row in rows)
+    count = max(min(_learnt_from(row["labels"]) for row in rows) - 1, 0)
+    for other in others:
+        count = next((i for i in range(count) if first[i] != other[i]), count)
+    return count
 
 
 def _learnt_from(labels: list[int]) -> int:
