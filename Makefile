@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 include images/versions.env
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Modules are compiled once and not at each start, which would take longer than most of the tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup environments check test charts e2e demo generate lock images bench clean
 

@@ -83,6 +83,8 @@ def variables_of(image: str) -> dict[str, str]:
         # A thread that waits sleeps. With another program on the same cores those that spin
         # instead take up to ninety times as long. The image `train` sets it too.
         **({"OMP_WAIT_POLICY": "PASSIVE"} if image == "train" else {}),
+        # Modules are compiled once, whatever this process was told: a trainer needs 25 s for that.
+        "PYTHONDONTWRITEBYTECODE": "",
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONPATH": str(ROOT),
         "VIRTUAL_ENV": str(folder),

@@ -58,11 +58,11 @@ def bench(
         "model": "codes",
         "base": "tiny",
         "data": {"train": "train.jsonl", "test": "test.jsonl", "format": "alpaca"},
-        # 1,200 steps of some milliseconds: long enough to be met in the middle.
+        # 600 steps of some milliseconds: long enough to be met in the middle.
         "llamafactory": {
-            "num_train_epochs": 60,
+            "num_train_epochs": 30,
             "per_device_train_batch_size": 1,
-            "save_steps": 200,
+            "save_steps": 100,
             "cutoff_len": 128,
         },
         "evaluation": {"max_new_tokens": 8},

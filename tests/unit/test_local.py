@@ -18,7 +18,7 @@ from kuznia.errors import DependencyError
 from tests.fixtures import chains
 from tests.fixtures.chains import retry, step
 from workflows import state
-from workflows.environments import ROOT
+from workflows.environments import ROOT, variables_of
 from workflows.local import INTERRUPTED, Result, Watcher, execute
 from workflows.subset import Retry, load
 
@@ -77,6 +77,12 @@ def start_engine(folder: Path, steps: dict[str, Any]) -> subprocess.Popen[bytes]
     """An engine in a process of its own."""
     command = [sys.executable, "-m", "tests.fixtures.chains", chains.write(folder, steps), "a-run"]
     return subprocess.Popen(command, cwd=ROOT)
+
+
+def test_programs_of_an_environment_keep_their_compiled_modules() -> None:
+    told = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | variables_of("platform")
+    asked = [sys.executable, "-c", "import sys; print(sys.dont_write_bytecode)"]
+    assert subprocess.check_output(asked, env=told, text=True) == "False\n"
 
 
 def test_steps_run_in_order_and_pass_their_outputs_on(tmp_path: Path, journal: Path) -> None:

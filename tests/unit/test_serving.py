@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import openai
 import psutil
 import pytest
 from click.testing import CliRunner
 
 from cli.main import main
+from kuznia import settings
+from kuznia.audit.search import Query, search
+from kuznia.contracts.tenant import Access
 from kuznia.errors import DependencyError, InputError
+from kuznia.gateway.table import Table
+from kuznia.keys.issuer import public_keys, signing_key
+from kuznia.keys.ledger import issue
 from kuznia.libnuma import unpacked
 from kuznia.manifest import write_manifest
 from kuznia.registry import ModelVersion, Registry, mlflow_client
@@ -33,9 +40,12 @@ from kuznia.serving import (
     uses_gpu,
     variables,
 )
+from kuznia.signing import public_pem
 from kuznia.store import open_store
 from kuznia.weights import Weights, fetch_weights
-from workflows.environments import ROOT, python_of, variables_of
+from services.gateway.laptop import gateway
+from tests.fixtures.gateway_case import target
+from workflows.environments import ROOT, envoy, python_of, variables_of
 
 PYTHON = Path("/env/bin/python")
 CONFIG = {
@@ -398,6 +408,81 @@ def test_the_startup_probe_knows_who_answers(
     )
     assert done.returncode == code, done.stdout
     assert done.stdout.removeprefix("error: ").startswith(words)
+
+
+PESEL = "44051401359"
+
+
+def completed(client: openai.OpenAI, prompt: str) -> tuple[str, Any]:
+    done = client.completions.create(model="acme/tiny", prompt=prompt, max_tokens=12, temperature=0)
+    return done.choices[0].text, done.usage
+
+
+def completed_in_pieces(client: openai.OpenAI, prompt: str) -> tuple[str, Any]:
+    pieces = list(
+        client.completions.create(
+            model="acme/tiny",
+            prompt=prompt,
+            max_tokens=12,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    return "".join(each.choices[0].text for each in pieces if each.choices), pieces[-1].usage
+
+
+def responded(client: openai.OpenAI, prompt: str) -> tuple[str, Any]:
+    done = client.responses.create(
+        model="acme/tiny", input=prompt, max_output_tokens=12, temperature=0
+    )
+    return done.output_text, done.usage
+
+
+def responded_in_pieces(client: openai.OpenAI, prompt: str) -> tuple[str, Any]:
+    events = list(
+        client.responses.create(
+            model="acme/tiny", input=prompt, max_output_tokens=12, temperature=0, stream=True
+        )
+    )
+    text = "".join(each.delta for each in events if each.type == "response.output_text.delta")
+    assert events[-1].type in ("response.completed", "response.incomplete")
+    assert events[-1].response.output_text == text
+    return text, events[-1].response.usage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["default", "strict", "off"])
+def test_each_endpoint_of_vllm_through_the_gateway(served: Running, policy: str) -> None:
+    signing_key()
+    keys = tuple(public_pem(key).decode() for key in public_keys().values())
+    table = Table(
+        targets=(target("acme/tiny", served.port, guard=policy),), access=Access(keys=keys)
+    )
+    store = open_store(settings.store_uri())
+    _, key = issue(store, "acme")
+    own = openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key="none")
+    usages = []
+    ways = (completed, completed_in_pieces, responded, responded_in_pieces)
+    with gateway(lambda: table, envoy(), port=free_port()) as gate:
+        through = openai.OpenAI(base_url=gate.url, api_key=key, max_retries=0)
+        for way in ways:
+            text, usage = way(own, "What is the exit code?")
+            assert text
+            assert way(through, "What is the exit code?") == (text, usage), way.__name__
+            way(through, f"My number is {PESEL}.")
+            usages.append(usage)
+        with pytest.raises(openai.APIStatusError) as own_words:
+            own.embeddings.create(model="acme/tiny", input="x")
+        with pytest.raises(openai.APIStatusError) as words:
+            through.embeddings.create(model="acme/tiny", input="x")
+        assert words.value.status_code == own_words.value.status_code
+    found = [each for each in search(store, Query()) if each["kind"] == "request"]
+    found = sorted(found, key=lambda each: each["start"])[-2 * len(ways) - 1 :]
+    for usage, plain, private in zip(usages, found[:-1:2], found[1::2], strict=True):
+        total = plain["tokens_in"] + plain["tokens_out"]
+        assert total == usage.total_tokens
+        assert bool((private.get("guard") or {}).get("input")) == (policy != "off")
 
 
 @pytest.mark.slow
