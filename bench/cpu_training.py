@@ -4,9 +4,8 @@ Both train the real base on the demo's rows with the demo's settings (rank, batc
 so many threads as cores, and are timed by the same callback. What differs is what `plan` chooses
 without a GPU: float32 weights, batches as one sequence, no gradient checkpointing and memory kept
 between steps, where LLaMA-Factory's examples have bf16 and checkpointing on. Full determinism is on
-in ours only, as in every run of ours. Ours is also measured twice at once on the same cores, as
-beside any other program, with threads that soon sleep while they wait and with threads that spin,
-libgomp's own choice.
+in ours only, as in every run of ours. How much that is depends on the kind of core (ADR 0017), so
+there is one result for cores that multiply bfloat16 fast and one for others.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 import yaml
 
 from bench.results import machine, ratio, save, spread
+from kuznia import machine as cores
 from kuznia import settings
 from kuznia.contracts.steps import TrainInputs
 from kuznia.errors import KuzniaError
@@ -36,16 +35,17 @@ from workflows.environments import ROOT, python_of, variables_of
 
 DEMO = ROOT / "examples" / "demo"
 ROUNDS = 3
-STEPS = 4
-"""Optimizer steps a run; the first warms up and is not counted."""
+BFLOAT16 = cores.multiplies_bfloat16()
+STEPS = 4 if BFLOAT16 else 2
+"""Optimizer steps a run; the first warms up and is not counted. On cores without fast bfloat16 one
+step of the stock settings takes two minutes."""
 OURS = "Kuźnia's CPU profile"
-SPINNING = "the same, threads that spin"
 STOCK = "LLaMA-Factory's stock settings"
 LIBRARIES = ("torch", "transformers", "peft", "llamafactory")
 
 
 def main() -> None:
-    """Alternate the two, print the table, and write bench/results/cpu_training.json."""
+    """Alternate the two, print the table, and write the result of this kind of core."""
     load = round(os.getloadavg()[0], 1)
     if load > 1:
         say(f"warning: the machine is busy (load {load}); these figures will mean little")
@@ -57,32 +57,26 @@ def main() -> None:
         ours = settings_for(inputs, context, work / "output", None)
         profile = variables_for(inputs, work) | variables_of("train")
         waiting = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-        spinning = {key: value for key, value in profile.items() if key not in waiting}
-        plain = {key: value for key, value in spinning.items() if not key.startswith("MALLOC_")}
-        stock = _stock(ours, inputs, context)
-        arms = {OURS: (ours, profile), SPINNING: (ours, spinning), STOCK: (stock, plain)}
-        alone: dict[str, list[float]] = {name: [] for name in arms}
-        shared: dict[str, list[float]] = {OURS: [], SPINNING: []}
+        plain = {
+            key: value
+            for key, value in profile.items()
+            if key not in waiting and not key.startswith("MALLOC_")
+        }
+        arms = {OURS: (ours, profile), STOCK: (_stock(ours, inputs, context), plain)}
+        speeds: dict[str, list[float]] = {name: [] for name in arms}
         for _ in range(ROUNDS):
             for name, (arm, variables) in arms.items():
-                alone[name].append(_speed(arm, variables, work))
-                say(f"{name}: {alone[name][-1]:.2f} samples/s")
-                if name in shared:
-                    # Processes: what watches a trainer handles signals, as only main threads may.
-                    with ProcessPoolExecutor() as pool:
-                        both = [pool.submit(_speed, arm, variables, work) for _ in range(2)]
-                    shared[name].append(sum(each.result() for each in both))
-                    say(f"{name}, two at once: {shared[name][-1]:.2f} samples/s")
+                speeds[name].append(_speed(arm, variables, work))
+                say(f"{name}: {speeds[name][-1]:.2f} samples/s")
     batch = ours["per_device_train_batch_size"]
     save(
-        "cpu_training",
-        "LoRA training on a CPU",
+        "cpu_training_bfloat16" if BFLOAT16 else "cpu_training",
+        f"LoRA training on a CPU, {'bfloat16 fast' if BFLOAT16 else 'no fast bfloat16'}",
         [
             {
                 "settings": name,
-                "samples/s": spread(alone[name]),
-                "x stock": "" if name == STOCK else ratio(alone[name], alone[STOCK]),
-                "two at once, samples/s of both": spread(shared[name]) if name in shared else "",
+                "samples/s": spread(speeds[name]),
+                "x stock": "" if name == STOCK else ratio(speeds[name], speeds[STOCK]),
             }
             for name in arms
         ],
