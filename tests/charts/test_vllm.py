@@ -239,7 +239,10 @@ def test_ready_is_who_answers_as_recorded() -> None:
 def test_a_pod_ends_after_its_last_answer() -> None:
     spec = pod(drain={"wait_seconds": 20, "finish_seconds": 60})
     (container,) = spec["containers"]
-    assert container["lifecycle"] == {"preStop": {"sleep": {"seconds": 20}}}
+    drain = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert drain[:3] == ["python3", "-m", "steps.drain"]
+    assert drain[-4:] == ["--wait", "20", "--finish", "60"]
+    assert "--enable-server-load-tracking" in container["args"]
     assert "--shutdown-timeout=60" in container["args"]
     assert spec["terminationGracePeriodSeconds"] > 20 + 60
 

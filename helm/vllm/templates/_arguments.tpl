@@ -14,7 +14,7 @@ a cluster adds. */}}
 {{- $names := list $served (printf "%s:%s" $served $v.release) }}
 {{- $a = list "--host=0.0.0.0" "--port=8000" (printf "--model=%s" $model) }}
 {{- $a = append $a (printf "--max-model-len=%d" (int $v.context_length)) }}
-{{- $a = concat $a (list "--generation-config=vllm" "--disable-uvicorn-access-log" "--enable-force-include-usage") }}
+{{- $a = concat $a (list "--generation-config=vllm" "--disable-uvicorn-access-log" "--enable-force-include-usage" "--enable-server-load-tracking") }}
 {{- $a = append $a (printf "--shutdown-timeout=%d" (int $v.drain.finish_seconds)) }}
 {{- if eq $v.hardware "cpu" }}
 {{- $a = concat $a (list "--dtype=float32" "--enforce-eager") }}

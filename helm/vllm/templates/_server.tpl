@@ -38,7 +38,13 @@
     timeoutSeconds: 5
     failureThreshold: 10
   lifecycle:
+    {{- if $llamafactory }}
     preStop: {sleep: {seconds: {{ $v.drain.wait_seconds }}}}
+    {{- else }}
+    # SIGTERM comes when nothing is under way, see steps/drain.py, or when time is up.
+    preStop:
+      exec: {command: [python3, -m, steps.drain, --url, "http://127.0.0.1:8000", --wait, {{ $v.drain.wait_seconds | quote }}, --finish, {{ $v.drain.finish_seconds | quote }}]}
+    {{- end }}
   terminationMessagePolicy: FallbackToLogsOnError
   {{- include "vllm.resources" (dict "root" . "gpu" true) | nindent 2 }}
   {{- include "vllm.confined" . | nindent 2 }}
