@@ -30,8 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     quiet = 0
     while quiet < QUIET and time.monotonic() < end:
         time.sleep(1)
-        under_way = _under_way(arguments.url)
-        quiet = 0 if under_way else quiet + 1
+        quiet = 0 if _under_way(arguments.url) else quiet + 1
     return 0
 
 

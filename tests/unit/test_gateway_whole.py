@@ -19,19 +19,14 @@ import pytest
 
 from kuznia import settings
 from kuznia.audit.keys import public_keys, public_path
-from kuznia.audit.search import Query, search
 from kuznia.audit.verify import verify
-from kuznia.contracts.tenant import Access
 from kuznia.gateway.served import listed
 from kuznia.gateway.table import Table
-from kuznia.keys.issuer import public_keys as issuers
-from kuznia.keys.issuer import signing_key
 from kuznia.keys.ledger import issue, ledger, revoke
 from kuznia.serving import free_port
-from kuznia.signing import public_pem
 from kuznia.store import open_store
 from services.gateway.laptop import Gateway, gateway
-from tests.fixtures.gateway_case import CHAT, Upstream, target
+from tests.fixtures.gateway_case import CHAT, Upstream, own_keys, records, target
 from workflows.environments import envoy
 
 SECRET = "44051401359"
@@ -45,15 +40,13 @@ def upstream() -> Iterator[Upstream]:
 
 
 def table(port: int) -> Table:
-    signing_key()
-    keys = tuple(public_pem(key).decode() for key in issuers().values())
     return Table(
         targets=(
             target("acme/plain", port),
             target("acme/guarded", port, guard="default"),
             target("globex/strict", port, guard="strict", risk="high"),
         ),
-        access=Access(keys=keys),
+        access=own_keys(),
     )
 
 
@@ -73,11 +66,6 @@ def ask(gate: Gateway, key: str, model: str, text: str = "Hello", **body: Any) -
         verify=False,
         timeout=20,
     )
-
-
-def records() -> list[dict[str, Any]]:
-    found = search(open_store(settings.store_uri()), Query())
-    return [each for each in found if each["kind"] == "request"]
 
 
 def test_guarded_counted_and_on_record(isolated: Path, upstream: Upstream) -> None:

@@ -21,11 +21,8 @@ from click.testing import CliRunner
 
 from cli.main import main
 from kuznia import settings
-from kuznia.audit.search import Query, search
-from kuznia.contracts.tenant import Access
 from kuznia.errors import DependencyError, InputError
 from kuznia.gateway.table import Table
-from kuznia.keys.issuer import public_keys, signing_key
 from kuznia.keys.ledger import issue
 from kuznia.libnuma import unpacked
 from kuznia.manifest import write_manifest
@@ -40,11 +37,10 @@ from kuznia.serving import (
     uses_gpu,
     variables,
 )
-from kuznia.signing import public_pem
 from kuznia.store import open_store
 from kuznia.weights import Weights, fetch_weights
 from services.gateway.laptop import gateway
-from tests.fixtures.gateway_case import target
+from tests.fixtures.gateway_case import own_keys, records, target
 from workflows.environments import ROOT, envoy, python_of, variables_of
 
 PYTHON = Path("/env/bin/python")
@@ -454,13 +450,8 @@ def responded_in_pieces(client: openai.OpenAI, prompt: str) -> tuple[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["default", "strict", "off"])
 def test_each_endpoint_of_vllm_through_the_gateway(served: Running, policy: str) -> None:
-    signing_key()
-    keys = tuple(public_pem(key).decode() for key in public_keys().values())
-    table = Table(
-        targets=(target("acme/tiny", served.port, guard=policy),), access=Access(keys=keys)
-    )
-    store = open_store(settings.store_uri())
-    _, key = issue(store, "acme")
+    table = Table(targets=(target("acme/tiny", served.port, guard=policy),), access=own_keys())
+    _, key = issue(open_store(settings.store_uri()), "acme")
     own = openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key="none")
     usages = []
     ways = (completed, completed_in_pieces, responded, responded_in_pieces)
@@ -477,8 +468,7 @@ def test_each_endpoint_of_vllm_through_the_gateway(served: Running, policy: str)
         with pytest.raises(openai.APIStatusError) as words:
             through.embeddings.create(model="acme/tiny", input="x")
         assert words.value.status_code == own_words.value.status_code
-    found = [each for each in search(store, Query()) if each["kind"] == "request"]
-    found = sorted(found, key=lambda each: each["start"])[-2 * len(ways) - 1 :]
+    found = sorted(records(), key=lambda each: each["start"])[-2 * len(ways) - 1 :]
     for usage, plain, private in zip(usages, found[:-1:2], found[1::2], strict=True):
         total = plain["tokens_in"] + plain["tokens_out"]
         assert total == usage.total_tokens
