@@ -63,7 +63,7 @@ class Rule(Contract):
 
 
 class Judge(Contract):
-    """A chat model behind the OpenAI API that is asked whether a text may pass."""
+    """A chat model on vLLM that is asked whether a text may pass."""
 
     url: str = Field(pattern=r"^https?://[^\s/]+$")
     model: str

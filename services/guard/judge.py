@@ -32,10 +32,12 @@ async def _probability(session: aiohttp.ClientSession, judge: Judge, text: str) 
     body = {
         "model": judge.model,
         "messages": [{"role": "user", "content": question}],
-        "max_tokens": 1,
+        "max_tokens": 8,
         "temperature": 0,
         "logprobs": True,
         "top_logprobs": 10,
+        # vLLM's own: a model that would rather explain itself answers too.
+        "structured_outputs": {"choice": ["yes", "no"]},
     }
     timeout = aiohttp.ClientTimeout(total=judge.seconds)
     try:

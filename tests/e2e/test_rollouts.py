@@ -8,9 +8,7 @@ import shutil
 import string
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,6 @@ import pytest
 import yaml
 
 from kuznia import __version__
-from kuznia.card_views import card_yaml
-from kuznia.cards import build_card, load_rules
 from kuznia.manifest import MANIFEST, manifest_digest, write_manifest
 from kuznia.registry import mlflow_client
 from kuznia.store import open_store
@@ -27,13 +23,11 @@ from tests.e2e import versions
 from tests.e2e.cluster import HERE, Tenant, forwarded, get, kubectl, run, wait_for
 from tests.e2e.conftest import variables
 from tests.e2e.platform import ARGO_CD, SHARED, Platform
-from tests.e2e.versions import MODEL, SMALL, Version
-from tests.fixtures import evidence
+from tests.e2e.releases import NAME, Load, caller, lost, moment, pods, publish, ready
+from tests.e2e.versions import MODEL, Version
 from tests.fixtures.checkouts import commit
 
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.long]
-NAME = f"{MODEL}-production"
-RATE = 10
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +41,6 @@ def made(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Vers
     return versions.make(tiny_base, tmp_path_factory.mktemp("made") / "versions", 1, 2)
 
 
-def carded(deployed: Platform, tenant: Tenant, lines: dict[str, Any]) -> dict[str, Any]:
-    """The release file for `lines`, with a card that says what they are."""
-    card = yaml.safe_load(card_yaml(build_card(evidence.card_inputs(), load_rules())))
-    says = {
-        "tenant": tenant.name,
-        "model": MODEL,
-        "version": lines["version"],
-        "manifest_sha256": lines["digest"],
-    }
-    for key, value in says.items():
-        card["identity"][key]["value"] = value
-    path = f"model-cards/{tenant.name}/{MODEL}/{lines['version']}.yaml"
-    (deployed.checkout / path).parent.mkdir(parents=True, exist_ok=True)
-    (deployed.checkout / path).write_text(yaml.safe_dump(card, allow_unicode=True), "utf-8")
-    return lines | {"card": path} | SMALL
-
-
-def publish(deployed: Platform, tenant: Tenant, lines: dict[str, Any]) -> tuple[str, float]:
-    """Commit a production release; the commit, and when it was pushed."""
-    deployed.write({f"{tenant.name}/{MODEL}/production.yaml": carded(deployed, tenant, lines)})
-    return deployed.push(f"{tenant.name}/{MODEL} {lines['version']} to production")
-
-
 @pytest.fixture(scope="module")
 def first(deployed: Platform, tenant: Tenant, made: list[Version]) -> dict[str, Any]:
     """The lines of the first version, which is served."""
@@ -77,98 +48,6 @@ def first(deployed: Platform, tenant: Tenant, made: list[Version]) -> dict[str, 
     revision, _ = publish(deployed, tenant, lines)
     deployed.healthy(f"{tenant.name}-{NAME}", revision, 300)
     return lines
-
-
-def pods(tenant: Tenant, version: str) -> list[dict[str, Any]]:
-    """The pods of a version that are not ending, the newest last."""
-    listed = kubectl(
-        *("get", "pods", "-n", f"{tenant.name}-inference", "-o", "json"),
-        *("-l", f"kuznia.model={MODEL},kuznia.version={version}"),
-    )
-    found = [p for p in json.loads(listed)["items"] if "deletionTimestamp" not in p["metadata"]]
-    return sorted(found, key=lambda pod: pod["metadata"]["creationTimestamp"])
-
-
-def ready(pod: dict[str, Any]) -> float | None:
-    """When a pod became ready, seconds since 1970."""
-    for condition in pod["status"].get("conditions", []):
-        if (condition["type"], condition["status"]) == ("Ready", "True"):
-            return moment(condition["lastTransitionTime"])
-    return None
-
-
-def moment(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
-
-
-@contextmanager
-def caller(role: str) -> Iterator[str]:
-    """A pod in the gateway's namespace with the label of a role there; its name."""
-    name = f"load-{role}"
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/name": role}},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 65532,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [
-                {
-                    "name": "load",
-                    "image": f"kuznia/platform:{__version__}",
-                    "imagePullPolicy": "IfNotPresent",
-                    "command": ["sleep", "3600"],
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "capabilities": {"drop": ["ALL"]},
-                    },
-                }
-            ],
-        },
-    }
-    kubectl("-n", SHARED, "apply", "-f", "-", text=json.dumps(pod))
-    try:
-        kubectl("-n", SHARED, "wait", f"pod/{name}", "--for=condition=Ready", "--timeout=120s")
-        yield name
-    finally:
-        kubectl("-n", SHARED, "delete", "pod", name, "--grace-period=0", "--force")
-
-
-class Load:
-    """Questions at a steady rate to one release, from where the gateway is."""
-
-    def __init__(self, pod: str, tenant: Tenant) -> None:
-        self.pod = pod
-        address = f"http://{NAME}.{tenant.name}-inference:8000/v1/chat/completions"
-        program = (HERE / "load.py").read_text("utf-8")
-        self.exec("sh", "-c", "cat > /tmp/load.py", text=program)
-        line = f"python /tmp/load.py {address} {tenant.name}/{MODEL} {RATE} > /tmp/answers 2>&1 &"
-        self.exec("sh", "-c", f"{line} echo $! > /tmp/pid")
-
-    def exec(self, *command: str, text: str | None = None) -> str:
-        return kubectl("-n", SHARED, "exec", "-i", self.pod, "--", *command, text=text or "")
-
-    def answers(self) -> list[dict[str, Any]]:
-        """What came back so far, in the order of the answers."""
-        return [json.loads(line) for line in self.exec("cat", "/tmp/answers").splitlines()]
-
-    def latest(self, count: int) -> set[str]:
-        """The texts of the last answers."""
-        return {each.get("text", each.get("error")) for each in self.answers()[-count:]}
-
-    def stop(self) -> list[dict[str, Any]]:
-        """Ask no more, wait for the last answers; all of them by the time they were asked."""
-        self.exec("sh", "-c", "kill -TERM $(cat /tmp/pid)")
-        found = wait_for(
-            "the last answers", lambda: [a for a in [self.answers()] if "asked" in a[-1]], 150
-        )[0]
-        assert found[-1]["asked"] == len(found) - 1
-        return sorted(found[:-1], key=lambda each: each["start"])
 
 
 def steps_of(pushed: float, deployed: Platform, tenant: Tenant, version: str) -> dict[str, float]:
@@ -211,8 +90,7 @@ def test_a_new_version_takes_over_and_comes_back_without_a_lost_request(
         moves.append(reverted)
         answers = load.stop()
 
-    lost = [each for each in answers if each["status"] != 200 or not each["ended"]]
-    assert lost == []
+    assert lost(answers) == []
     assert {each["text"] for each in answers} == {old, new}
     assert sum(each["stream"] for each in answers) > len(answers) / 3
     for (name, steps), at, text in zip(figures.items(), moves, (new, old), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import httpx
 import openai
 import psutil
@@ -21,6 +23,7 @@ from click.testing import CliRunner
 
 from cli.main import main
 from kuznia import settings
+from kuznia.contracts.guard import Judge
 from kuznia.errors import DependencyError, InputError
 from kuznia.gateway.table import Table
 from kuznia.keys.ledger import issue
@@ -40,6 +43,7 @@ from kuznia.serving import (
 from kuznia.store import open_store
 from kuznia.weights import Weights, fetch_weights
 from services.gateway.laptop import gateway
+from services.guard.judge import may_pass
 from tests.fixtures.gateway_case import own_keys, records, target
 from workflows.environments import ROOT, envoy, python_of, variables_of
 
@@ -473,6 +477,27 @@ def test_each_endpoint_of_vllm_through_the_gateway(served: Running, policy: str)
         total = plain["tokens_in"] + plain["tokens_out"]
         assert total == usage.total_tokens
         assert bool((private.get("guard") or {}).get("input")) == (policy != "off")
+
+
+@pytest.mark.slow
+def test_the_guard_s_judge_is_a_model_on_vllm(served: Running) -> None:
+    """One that never learnt the words yes and no; its answer is one of them all the same."""
+    url = f"http://127.0.0.1:{served.port}"
+
+    async def verdicts(**settings: Any) -> list[bool]:
+        judge = Judge.model_validate({"url": url, "model": "acme/tiny"} | settings)
+        async with aiohttp.ClientSession() as session:
+            return [await may_pass(session, judge, text) for text in ("Dzień dobry.", "Hello.")]
+
+    asked = {"messages": [{"role": "user", "content": "Hello."}], "logprobs": True}
+    plain = httpx.post(
+        f"{url}/v1/chat/completions", json=asked | {"max_tokens": 3}, trust_env=False
+    ).json()
+    assert plain["choices"][0]["message"]["content"] not in ("yes", "no")
+    # Without a probability of either, the word alone counts.
+    assert asyncio.run(verdicts()) == asyncio.run(verdicts(threshold=1.0))
+    with pytest.raises(DependencyError, match="did not answer"):
+        asyncio.run(verdicts(model="acme/other"))
 
 
 @pytest.mark.slow
