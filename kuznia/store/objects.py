@@ -267,6 +267,9 @@ def open_store(uri: str) -> Store:
         key = {"gcs_base_url": emulator, "disable_oauth": True}
         key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
         return Store(uri, from_url(uri, service_account_key=json.dumps(key)))
-    if uri.startswith(("s3://", "gs://")):
+    if uri.startswith("s3://"):
+        # A bucket under Object Lock takes nothing without a checksum.
+        return Store(uri, from_url(uri, checksum_algorithm="SHA256"))
+    if uri.startswith("gs://"):
         return Store(uri, from_url(uri))
     raise InputError(f"KUZNIA_STORE: {uri!r} is not a store; use a folder, file://, s3:// or gs://")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,23 +113,35 @@ class S3:
     namespace: str
     root_secret: str
 
-    def account(self, name: str) -> dict[str, str]:
-        """Make an account with a bucket of its own; the variables that its owner sets."""
-        import boto3
+    def account(self, name: str, locked_days: int = 0) -> dict[str, str]:
+        """Make an account with a bucket of its own; the variables that its owner sets.
 
+        With `locked_days` nothing in the bucket can be changed for that long (S3 Object Lock).
+        """
         secret = secrets.token_hex(16)
         self.admin("create-user", "--access", name, "--secret", secret, "--role", "userplus")
         variables = {"AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": secret}
-        client = boto3.client(
+        with closing(self.client(variables)) as client:
+            client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=locked_days > 0)
+            if locked_days:
+                kept = {"DefaultRetention": {"Mode": "COMPLIANCE", "Days": locked_days}}
+                client.put_object_lock_configuration(
+                    Bucket=name,
+                    ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": kept},
+                )
+        return variables
+
+    def client(self, variables: dict[str, str]) -> Any:
+        """A client of boto3 for an account, on this machine."""
+        import boto3
+
+        return boto3.client(
             "s3",
             endpoint_url=self.here,
             region_name="us-east-1",
-            aws_access_key_id=name,
-            aws_secret_access_key=secret,
+            aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
         )
-        client.create_bucket(Bucket=name)
-        client.close()
-        return variables
 
     def admin(self, *arguments: str) -> None:
         program = [S3_PROGRAM, "admin", "--allow-insecure", "--access", "root"]

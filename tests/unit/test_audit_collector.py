@@ -7,14 +7,10 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,149 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kuznia.audit.chain import line_of
-from kuznia.audit.keys import private_key
-from kuznia.audit.pseudonyms import Pseudonyms
-from kuznia.audit.streams import streams
-from kuznia.audit.verify import verify
 from kuznia.contracts.audit import Record
 from kuznia.errors import DependencyError
-from kuznia.store.objects import Store, open_store
 from services.audit import collector as collecting
 from services.audit import metrics
 from services.audit import spool as spooling
 from services.audit.__main__ import main, options
-from services.audit.collector import Collector, Settings
+from services.audit.collector import Settings
 from services.audit.records import parse, record
-from services.audit.shipper import Shipper
-from services.audit.state import State
-from workflows.environments import ROOT
-
-ANSWERED = {
-    "status": 200,
-    "tenant": "acme",
-    "caller": "ada",
-    "key": "jti-1",
-    "model": "acme/support",
-    "release": "acme/support@production",
-    "version": "0123456789ab",
-    "digest": "0123456789ab" + "c" * 52,
-    "risk": "limited",
-    "guard": {"policy": "0123456789ab", "action": "mask", "in": {"pesel": 2}, "out": {}},
-}
-REFUSED = {"status": 401, "tenant": "", "caller": "", "key": "", "reason": "no key"}
-
-
-def lines(identity: str, head: dict[str, Any] = ANSWERED, at: float | None = None) -> list[bytes]:
-    """The three lines about a request, as the gateway writes them."""
-    start = time.time() if at is None else at
-    path = "/v1/chat/completions?key=secret"
-    begin = {"e": "in", "id": identity, "t": start, "method": "POST", "path": path, "host": "h"}
-    out = {"e": "out", "id": identity, "t": start + 0.1} | head
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(start))
-    end = {
-        "e": "end",
-        "id": identity,
-        "t": stamp,
-        "ms": "1500",
-        "status": head["status"],
-        "flags": "-",
-        "details": "via_upstream",
-        "tokens_in": 12,
-        "tokens_out": "34",
-        "bytes_in": 100,
-        "bytes_out": 900,
-        "guard": None,
-        "arm": "acme-support-production",
-    }
-    return [json.dumps(each).encode() for each in (begin, out, end)]
-
-
-def append(folder: Path, name: str, data: bytes) -> None:
-    fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    try:
-        os.write(fd, data)
-    finally:
-        os.close(fd)
-
-
-def minute(back: int = 0) -> str:
-    return f"requests-{int(time.time()) // 60 - back}.jsonl"
-
-
-class Place:
-    """A spool, a state and a store, and a collector in this process."""
-
-    def __init__(self, folder: Path, to: str | None = None, **options: Any) -> None:
-        self.spool, self.state = folder / "spool", folder / "state"
-        self.spool.mkdir(parents=True, exist_ok=True)
-        self.to = to or str(folder / "store")
-        self.key = folder / "audit.pem"
-        if not self.key.exists():
-            subprocess.run(
-                ["openssl", "genpkey", "-algorithm", "ed25519", "-out", self.key], check=True
-            )
-        self.settings = Settings(self.spool, **options)
-
-    def put(self, lines: list[bytes], back: int = 0) -> None:
-        """The lines of one request into their files."""
-        for line in lines:
-            if b'"e": "end"' in line:
-                append(self.spool, "ends.jsonl", line + b"\n")
-            else:
-                append(self.spool, minute(back), b"\n" + line + b"\n")
-
-    @contextmanager
-    def collector(self) -> Iterator[Collector]:
-        kept = State(self.state, "laptop")
-        shipper = Shipper(kept.path, kept.writer, self.to, None, print)
-        names = Pseudonyms(open_store(str(self.state / "secrets")))
-        made = Collector(self.settings, kept, private_key(self.key), names, shipper, print)
-        try:
-            yield made
-        finally:
-            made.close()
-            shipper.end()
-            kept.close()
-
-    def collect(self, last: bool = False) -> None:
-        """Start, write what can be written, seal, ship, stop."""
-        with self.collector() as made:
-            while made.cycle(last):
-                pass
-            made.seal_all()
-            until = time.monotonic() + 10
-            while made.waiting() and time.monotonic() < until:
-                time.sleep(0.005)
-
-    @property
-    def store(self) -> Store:
-        return open_store(self.to)
-
-    def records(self) -> list[Record]:
-        """Every record in the store, after the chain was verified."""
-        report = verify(self.store, [private_key(self.key).public_key()])
-        assert report.findings == []
-        assert report.notes == []
-        found = []
-        for stream in streams(self.store).values():
-            for first in sorted(stream.segments):
-                body = self.store.read(f"audit/{stream.name}/{first:012d}.jsonl")
-                for line in body.splitlines()[1:]:
-                    value = Record.model_validate_json(line)
-                    assert line_of(value) == line
-                    found.append(value)
-        assert len(found) == report.records
-        return found
-
-    def command(self, *more: str) -> list[str]:
-        words = ["--spool", self.spool, "--state", self.state, "--writer", "laptop"]
-        words += ["--to", self.to, "--key", self.key, "--pause", "0.02", *more]
-        return [sys.executable, "-m", "services.audit", *map(str, words)]
-
-    def start(self, *more: str) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(self.command(*more), cwd=ROOT, stderr=subprocess.PIPE)
-        assert process.stderr and b"writes as" in process.stderr.readline()
-        return process
+from tests.fixtures.audit_case import ANSWERED, REFUSED, Place, append, lines, minute
 
 
 @pytest.fixture
