@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
 from obstore.store import LocalStore, from_url
 
 from kuznia.errors import DependencyError, InputError
@@ -75,11 +75,16 @@ class Store:
 
     def create(self, key: str, value: bytes) -> bool:
         """Write a value only where there is none; False if there was one."""
-        try:
-            with self._answers(key, writes=True):
+        with self._answers(key, writes=True):
+            try:
                 obstore.put(self._backend, key, value, mode="create")
-        except AlreadyExistsError:
-            return False
+            except AlreadyExistsError:
+                return False
+            except PermissionDeniedError:
+                # Some stores say this first of what is there under a lock.
+                if self.exists(key):
+                    return False
+                raise
         return True
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
@@ -212,8 +217,6 @@ class Store:
                     f"{self.uri_of(key)}: there is no such bucket; make it or correct KUZNIA_STORE "
                     "and run the same command again"
                 ) from error
-            raise
-        except AlreadyExistsError:
             raise
         except OSError as error:
             if error.errno == errno.ENOSPC:

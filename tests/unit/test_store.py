@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,36 @@ def test_only_the_first_creation_wins(store: Store) -> None:
     assert store.create("lock", b"mine")
     assert not store.create("lock", b"yours")
     assert store.read("lock") == b"mine"
+
+
+def test_everything_has_the_checksum_that_a_locked_bucket_wants(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As AWS refuses it without; no server here does, so what is sent is looked at."""
+    seen = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
+            seen[self.path] = self.headers["x-amz-checksum-sha256"] == digest
+            self.send_response(200)
+            self.send_header("ETag", '"1"')
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    (tmp_path / "file").write_bytes(b"value")
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        store = open_store("s3://bucket")
+        store.write("written", b"value")
+        store.create("created", b"value")
+        store.put_file(tmp_path / "file", "put")
+        server.shutdown()
+    assert seen == dict.fromkeys(("/bucket/written", "/bucket/created", "/bucket/put"), True)
 
 
 def test_of_many_creations_one_wins(store: Store) -> None:
