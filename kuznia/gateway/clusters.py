@@ -53,8 +53,13 @@ def upstream(name: str, where: str, http2: bool = False) -> dict[str, Any]:
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": f"{JSON}/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
                 "explicit_http_config": options,
-                # Shorter than the 5 s after which uvicorn closes: no request meets a closed door.
-                "common_http_protocol_options": {"idle_timeout": "3s"},
+                "common_http_protocol_options": {
+                    # Shorter than the 5 s after which uvicorn closes: nobody meets a closed door.
+                    "idle_timeout": "3s",
+                    # A Service picks a pod when a connection is made; one that is never idle
+                    # would go on asking a pod that is to end.
+                    "max_connection_duration": "5s",
+                },
             }
         },
     }

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import uvloop
 from aiohttp import web
 from prometheus_client import start_http_server
@@ -25,8 +24,6 @@ from services.guard.capture import Capture
 from services.guard.config import MASTER, Keys, Watched
 from services.guard.server import Guard
 
-IDLE = 4.0
-"""Seconds that connections to models are kept idle; uvicorn closes them after five."""
 DRAIN = 110.0
 """Seconds that requests in progress have after SIGTERM; the chart gives its pod 120."""
 
@@ -68,28 +65,24 @@ async def guarding(
     watched: Watched, capture: Capture | None, days: int, largest: int
 ) -> AsyncIterator[web.AppRunner]:
     """The guard's server, not listening yet; it renews its configuration while it lasts."""
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=600)
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE)
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
-    ) as session:
-        guard = Guard(watched, session, capture, days)
-        app = web.Application(client_max_size=largest)
-        app.router.add_route("*", "/{tail:.*}", guard.handle)
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            auto_decompress=False,
-            handler_cancellation=True,
-            shutdown_timeout=DRAIN,
-        )
-        await runner.setup()
-        watcher = asyncio.create_task(watched.watch())
-        try:
-            yield runner
-        finally:
-            watcher.cancel()
-            await runner.cleanup()
+    guard = Guard(watched, capture, days)
+    app = web.Application(client_max_size=largest)
+    app.router.add_route("*", "/{tail:.*}", guard.handle)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        auto_decompress=False,
+        handler_cancellation=True,
+        shutdown_timeout=DRAIN,
+    )
+    await runner.setup()
+    watcher = asyncio.create_task(watched.watch())
+    try:
+        yield runner
+    finally:
+        watcher.cancel()
+        await runner.cleanup()
+        await guard.sessions.close()
 
 
 async def serve(given: argparse.Namespace) -> None:

@@ -33,6 +33,7 @@ from services.guard.capture import Capture, keep
 from services.guard.config import Guarded, Watched
 from services.guard.judge import may_pass
 from services.guard.relay import Relay
+from services.guard.sessions import Sessions
 
 TEXTS = (CHAT, COMPLETIONS, RESPONSES)
 """Paths whose answers have texts."""
@@ -47,10 +48,9 @@ _PASSED_BACK = ("retry-after", "x-request-id")
 class Guard:
     """Answers requests; one for all of them."""
 
-    def __init__(
-        self, watched: Watched, session: aiohttp.ClientSession, capture: Capture | None, days: int
-    ) -> None:
-        self.watched, self.session, self.capture, self.days = watched, session, capture, days
+    def __init__(self, watched: Watched, capture: Capture | None, days: int) -> None:
+        self.watched, self.capture, self.days = watched, capture, days
+        self.sessions = Sessions()
         self._late: set[asyncio.Task[None]] = set()
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
@@ -68,7 +68,8 @@ class Guard:
             return _error(Refusal(404, "model_not_found", message))
         exchange = Exchange(self, request, guarded)
         try:
-            return await exchange.run()
+            async with self.sessions.one() as session:
+                return await exchange.run(session)
         except Refusal as refusal:
             exchange.said = what_was_done(refusal)
             return _error(refusal, exchange.headers())
@@ -101,8 +102,9 @@ class Exchange:
             headers["x-ai-notice"] = self.guarded.release.notice
         return headers
 
-    async def run(self) -> web.StreamResponse:
+    async def run(self, session: aiohttp.ClientSession) -> web.StreamResponse:
         """The answer; raises Refusal."""
+        self.session = session
         asks_models = self.request.method == "GET" and self.path == MODELS
         if not asks_models and (self.request.method != "POST" or self.path not in PATHS):
             raise Refusal(404, "not_found", f"{self.path[:100]}: there is no such path")
@@ -172,7 +174,7 @@ class Exchange:
         if judge is None or not text.strip():
             return
         try:
-            passes = await may_pass(self.guard.session, judge, text)
+            passes = await may_pass(self.session, judge, text)
         except DependencyError as error:
             raise Refusal(503, "guard_unavailable", f"{error}; try again later") from error
         if not passes:
@@ -203,7 +205,7 @@ class Exchange:
 
         async def ask() -> aiohttp.ClientResponse:
             data = io.BytesIO(body) if len(body) > LARGE else body or None
-            return await self.guard.session.request(
+            return await self.session.request(
                 self.request.method, url, data=data, headers=headers, allow_redirects=False
             )
 

@@ -1,4 +1,4 @@
-"""The wait of a pod that ends for what is under way in it."""
+"""The wait of a pod that ends for what is under way in it, and for what still comes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,33 @@ import pytest
 from kuznia.serving import free_port
 from steps import drain
 
-Serve = Callable[[list[bytes | int]], str]
+Looks = list[tuple[int, int]]
+Serve = Callable[[Looks, int], str]
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """A server that gives these answers (or refusals) in turn, the last one for ever; its URL."""
+    """A server that says in turn what is under way and how many it has answered, the last pair for
+    ever, with a status; its URL."""
     servers: list[HTTPServer] = []
 
-    def start(answers: list[bytes | int]) -> str:
+    def start(looks: Looks, status: int) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                assert self.path == "/load"
-                answer = answers.pop(0) if len(answers) > 1 else answers[0]
-                self.send_response(answer if isinstance(answer, int) else 200)
+                under_way, answered = looks[0]
+                if self.path == "/load":
+                    text = f'{{"server_load": {under_way}}}'
+                else:
+                    assert self.path == "/metrics"
+                    text = (
+                        "# TYPE http_requests_total counter\n"
+                        f'http_requests_total{{handler="a",status="2xx"}} {answered}.0\n'
+                        'http_requests_total{handler="b",status="4xx"} 1.0\nother_total 9.0\n'
+                    )
+                    looks[:] = looks[1:] or looks
+                self.send_response(status)
                 self.end_headers()
-                self.wfile.write(b"" if isinstance(answer, int) else answer)
+                self.wfile.write(text.encode())
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
@@ -49,16 +60,21 @@ def seconds(url: str, finish: str = "30") -> float:
     return time.monotonic() - began
 
 
-def test_it_waits_until_nothing_is_under_way_twice_in_a_row(serve: Serve) -> None:
-    left: list[bytes | int] = [b'{"server_load": %d}' % each for each in (7, 0, 3, 0, 0)]
-    assert 5 <= seconds(serve(left)) < 10
-    assert left == [b'{"server_load": 0}']
+def test_it_waits_until_nothing_is_under_way_and_nothing_comes(serve: Serve) -> None:
+    # Between two looks a request may come and be answered: only the count tells.
+    looks = [(7, 20), (0, 27), (0, 29), (0, 29), (1, 29), (0, 30), (0, 30), (0, 30), (0, 30)]
+    assert 9 <= seconds(serve(looks, 200)) < 14
+    assert looks == [(0, 30)]
 
 
 def test_it_waits_no_longer_than_it_may(serve: Serve) -> None:
-    assert 2 <= seconds(serve([b'{"server_load": 1}']), "2") < 5
+    assert 2 <= seconds(serve([(1, 0)], 200), "2") < 5
+
+
+def test_a_server_that_cannot_say_is_waited_for(serve: Serve) -> None:
+    assert 6 <= seconds(serve([(0, 0)], 500), "6") < 9
 
 
 def test_a_server_that_does_not_count_or_is_gone_has_nothing_under_way(serve: Serve) -> None:
-    assert seconds(serve([404])) < 5
-    assert seconds(f"http://127.0.0.1:{free_port()}") < 5
+    assert seconds(serve([(0, 0)], 404)) < 7
+    assert seconds(f"http://127.0.0.1:{free_port()}") < 7

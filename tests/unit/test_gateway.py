@@ -438,6 +438,19 @@ def test_more_than_it_may_have_at_once_and_a_full_queue_are_429(
     assert (full.status_code, full.headers["retry-after"]) == (429, "1")
 
 
+def test_no_connection_to_a_model_is_asked_for_long(gateway: Running, upstream: Upstream) -> None:
+    """A pod that is to end waits for that; nothing is lost when a connection is renewed."""
+    began = time.monotonic()
+    used: dict[int, list[float]] = {}
+    with gateway.client() as client:
+        while (now := time.monotonic()) < began + 12:
+            assert who(chat(client, "acme/support")) == "acme/support@production"
+            used.setdefault(upstream.asked[-1]["port"], []).append(now)
+            time.sleep(0.02)
+    lives = [times[-1] - times[0] for times in used.values()]
+    assert len(lives) >= 2 and 4 < max(lives) < 6, lives
+
+
 def test_a_client_that_leaves_stops_the_model(gateway: Running, upstream: Upstream) -> None:
     upstream.slow, before = 5.0, upstream.cancelled
     try:

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from kuznia.errors import InputError
-from services.guard import metrics
+from services.guard import metrics, sessions
 from services.guard.__main__ import guarding, main
 from services.guard.capture import Capture
 from services.guard.config import Keys, Watched
@@ -421,6 +421,30 @@ def test_a_client_that_goes_away_stops_the_model(tmp_path: Path) -> None:
             await answer.content.readany()
             answer.close()
             await asyncio.wait_for(setup.upstream.gone.wait(), 5)
+
+    on_loopback(test)
+
+
+def test_no_connection_to_a_model_is_asked_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "LIVES", 0.3)
+
+    async def test() -> None:
+        async with running(tmp_path) as setup:
+            setup.upstream.endless = True
+            body = {"model": "acme/support", "messages": [], "stream": True}
+            async with setup.client.post(setup.url + CHAT, json=body, headers=HEADERS) as stream:
+                await stream.content.readany()
+                for _ in range(20):
+                    assert (await setup.ask(COMPLETIONS, prompt="x"))[0] == 200
+                    await asyncio.sleep(0.05)
+                # What is under way on an old one goes on.
+                assert b"more " in await stream.content.readany()
+                assert not setup.upstream.gone.is_set()
+            _, *plain = setup.upstream.ports
+            asked = [plain.count(port) for port in set(plain)]
+            assert len(asked) >= 3 and max(asked) <= 8
 
     on_loopback(test)
 

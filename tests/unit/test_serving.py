@@ -44,6 +44,7 @@ from kuznia.store import open_store
 from kuznia.weights import Weights, fetch_weights
 from services.gateway.laptop import gateway
 from services.guard.judge import may_pass
+from steps import drain
 from tests.fixtures.gateway_case import own_keys, records, target
 from workflows.environments import ROOT, envoy, python_of, variables_of
 
@@ -498,6 +499,17 @@ def test_the_guard_s_judge_is_a_model_on_vllm(served: Running) -> None:
     assert asyncio.run(verdicts()) == asyncio.run(verdicts(threshold=1.0))
     with pytest.raises(DependencyError, match="did not answer"):
         asyncio.run(verdicts(model="acme/other"))
+
+
+@pytest.mark.slow
+def test_a_pod_that_ends_sees_what_vllm_is_asked(served: Running) -> None:
+    address = f"127.0.0.1:{served.port}"
+    _, before = drain.look(address)
+    chat = {"model": "acme/tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    httpx.post(f"http://{address}/v1/chat/completions", json=chat, trust_env=False)
+    httpx.get(f"http://{address}/health", trust_env=False)
+    time.sleep(0.5)
+    assert drain.look(address) == drain.look(address) == (0, before + 1)
 
 
 @pytest.mark.slow
