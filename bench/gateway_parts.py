@@ -184,6 +184,7 @@ class Compiled:
         """Envoy with one worker on `core`, as the gateway runs it."""
         command = [str(envoy(say)), "-c", str(self.places.folder / "envoy.json")]
         command += ["--concurrency", "1", "--file-flush-interval-msec", "1000"]
+        command += ["--file-flush-min-size-kb", "4"]
         command += ["--disable-hot-restart", "-l", "warn", "--component-log-level", "misc:error"]
         with process(command, core, self.places.folder.parent / "log") as started:
             yield started

@@ -116,7 +116,8 @@ def gateway(
                 ),
                 "envoy": [
                     *(str(envoy), "-c", str(conf / "envoy.json"), "--concurrency", "1"),
-                    *("--file-flush-interval-msec", "1000", "--disable-hot-restart"),
+                    *("--file-flush-interval-msec", "1000", "--file-flush-min-size-kb", "4"),
+                    "--disable-hot-restart",
                     *("--drain-time-s", "5", "--drain-strategy", "immediate"),
                     *("--log-level", "warn", "--component-log-level", "misc:error"),
                 ],

@@ -117,7 +117,12 @@ def test_envoy_starts_a_new_epoch_and_drains_before_it_ends() -> None:
     assert line.startswith(
         "/usr/local/bin/envoy --config-path /gateway/conf/envoy.json --concurrency 4 "
     )
-    for option in ("file-flush-interval-msec 1000", "drain-time-s 30", "drain-strategy immediate"):
+    for option in (
+        "file-flush-interval-msec 1000",
+        "file-flush-min-size-kb 4",
+        "drain-time-s 30",
+        "drain-strategy immediate",
+    ):
         assert f" --{option} " in line
     assert envoy["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "stats"}
     drain = envoy["lifecycle"]["preStop"]["exec"]["command"]
