@@ -532,7 +532,9 @@ def test_a_pull_request_is_opened_by_whoever_pushed_its_branch(
     pushed = git(world.remote, "rev-parse", BRANCH)
     assert first.one_pass() and second.one_pass()
     assert (world.desk.pulls, git(world.remote, "rev-parse", BRANCH)) == ([], pushed)
-    # Its pod is gone for good: of two that take over, one does.
+    # Its pod is gone for good: of two that take over, one does. A commit that is made anew within
+    # the second would be the same one.
+    time.sleep(1.1)
     monkeypatch.setattr(proposals, "PATIENCE", 0)
     assert first.one_pass()
     monkeypatch.undo()
