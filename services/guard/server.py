@@ -66,24 +66,30 @@ class Guard:
         if guarded is None:
             message = f"{name[:100]!r} is no release here; ask for one of /v1/models"
             return _error(Refusal(404, "model_not_found", message))
-        exchange = Exchange(self, request, guarded)
-        try:
-            async with self.sessions.one() as session:
-                return await exchange.run(session)
-        except Refusal as refusal:
-            exchange.said = what_was_done(refusal)
-            return _error(refusal, exchange.headers())
-        finally:
-            said = exchange.said or exchange.verdict.action
-            metrics.REQUESTS.labels(guarded.release.tenant, said).inc()
-            metrics.ADDED.observe(exchange.spent)
+        async with self.sessions.one() as session:
+            exchange = Exchange(self, session, request, guarded)
+            try:
+                return await exchange.run()
+            except Refusal as refusal:
+                exchange.said = what_was_done(refusal)
+                return _error(refusal, exchange.headers())
+            finally:
+                said = exchange.said or exchange.verdict.action
+                metrics.REQUESTS.labels(guarded.release.tenant, said).inc()
+                metrics.ADDED.observe(exchange.spent)
 
 
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, guard: Guard, request: web.BaseRequest, guarded: Guarded) -> None:
-        self.guard, self.request, self.guarded = guard, request, guarded
+    def __init__(
+        self,
+        guard: Guard,
+        session: aiohttp.ClientSession,
+        request: web.BaseRequest,
+        guarded: Guarded,
+    ) -> None:
+        self.guard, self.session, self.request, self.guarded = guard, session, request, guarded
         self.verdict = Verdict(guarded.compiled)
         self.path = request.rel_url.raw_path
         self.spent = 0.0
@@ -102,9 +108,8 @@ class Exchange:
             headers["x-ai-notice"] = self.guarded.release.notice
         return headers
 
-    async def run(self, session: aiohttp.ClientSession) -> web.StreamResponse:
+    async def run(self) -> web.StreamResponse:
         """The answer; raises Refusal."""
-        self.session = session
         asks_models = self.request.method == "GET" and self.path == MODELS
         if not asks_models and (self.request.method != "POST" or self.path not in PATHS):
             raise Refusal(404, "not_found", f"{self.path[:100]}: there is no such path")
