@@ -2,10 +2,11 @@
 
 Both train the real base on the demo's rows with the demo's settings (rank, batch, length, seed),
 so many threads as cores, and are timed by the same callback. What differs is what `plan` chooses
-without a GPU: float32 weights, batches as one sequence, no gradient checkpointing and memory kept
-between steps, where LLaMA-Factory's examples have bf16 and checkpointing on. Full determinism is on
-in ours only, as in every run of ours. How much that is depends on the kind of core (ADR 0017), so
-there is one result for cores that multiply bfloat16 fast and one for others.
+without a GPU: float32 where the cores do not multiply bf16 faster, batches as one sequence, fused
+adapters, no gradient checkpointing and memory kept between steps, where LLaMA-Factory's examples
+have bf16 and checkpointing on. Full determinism is on in ours only, as in every run of ours. How
+much that is depends on the kind of core (ADR 0017), so there is one result for cores that multiply
+bfloat16 fast and one for others.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from workflows.environments import ROOT, python_of, variables_of
 DEMO = ROOT / "examples" / "demo"
 ROUNDS = 3
 BFLOAT16 = cores.multiplies_bfloat16()
-STEPS = 4 if BFLOAT16 else 2
+STEPS = 8 if BFLOAT16 else 2
 """Optimizer steps a run; the first warms up and is not counted. On cores without fast bfloat16 one
 step of the stock settings takes two minutes."""
 OURS = "Kuźnia's CPU profile"
@@ -62,11 +63,14 @@ def main() -> None:
             for key, value in profile.items()
             if key not in waiting and not key.startswith("MALLOC_")
         }
-        arms = {OURS: (ours, profile), STOCK: (_stock(ours, inputs, context), plain)}
+        arms = {
+            OURS: ("steps.trainer", ours, profile),
+            STOCK: ("bench.stock_trainer", _stock(ours, inputs, context), plain),
+        }
         speeds: dict[str, list[float]] = {name: [] for name in arms}
         for _ in range(ROUNDS):
-            for name, (arm, variables) in arms.items():
-                speeds[name].append(_speed(arm, variables, work))
+            for name, (module, arm, variables) in arms.items():
+                speeds[name].append(_speed(module, arm, variables, work))
                 say(f"{name}: {speeds[name][-1]:.2f} samples/s")
     batch = ours["per_device_train_batch_size"]
     save(
@@ -124,7 +128,7 @@ def _stock(ours: dict[str, Any], inputs: TrainInputs, context: Context) -> dict[
     return {key: value for key, value in ours.items() if key not in profile} | stock
 
 
-def _speed(arm: dict[str, Any], variables: dict[str, str], work: Path) -> float:
+def _speed(module: str, arm: dict[str, Any], variables: dict[str, str], work: Path) -> float:
     """Rows a second over the steps after the first, in a new folder below `work`."""
     folder = Path(tempfile.mkdtemp(dir=work))
     file = folder / "settings.json"
@@ -134,7 +138,7 @@ def _speed(arm: dict[str, Any], variables: dict[str, str], work: Path) -> float:
         )
     )
     events: list[dict[str, Any]] = []
-    command = [str(python_of("train")), "-m", "steps.trainer", str(file)]
+    command = [str(python_of("train")), "-m", module, str(file)]
     ended = watch(command, variables, folder / "trainer.log", events.append)
     if ended.code:
         raise KuzniaError(f"the trainer ended with {ended.code}: {ended.fault}")

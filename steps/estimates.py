@@ -15,9 +15,10 @@ from kuznia.machine import GIB
 from steps.messages import estimated_tokens, tidy
 from steps.rows import Faults, read_rows
 
-CPU_FLOPS_PER_CORE = 75e9
-"""Sustained float32 FLOP/s of one core in LoRA training. Measured: SmolLM2-135M, batch 16, about 55
-tokens a row, 5.4 to 6.3 rows/s on 2 cores of a 2.5 GHz Xeon gives 80e9 to 93e9."""
+CPU_FLOPS_PER_CORE = {"float32": 75e9, "bfloat16": 150e9}
+"""Sustained FLOP/s of one core in LoRA training, by number format. SmolLM2-135M, batch 16 gave:
+5.4 to 6.3 padded rows/s of 55 tokens on 2 cores of a 2.5 GHz Xeon in float32; 17 to 20 rows/s, 31
+tokens of each computed, on 2 Zen 5 cores in bfloat16."""
 GPU_UTILISATION = 0.35
 """Share of the bf16 peak that training reaches. Published for one H100, Llama 3 8B, LoRA, rows of
 4096 tokens: 0.41 (NeMo AutoModel performance summary, 2025); shorter rows reach less."""
@@ -89,6 +90,7 @@ class Training:
     length: int
     """Tokens of the longest row that is trained on."""
     checkpointing: bool
+    bf16: bool
     work: float = PADDING
     """Tokens that are computed for each token of the rows."""
 
@@ -105,7 +107,7 @@ class Training:
     @property
     def memory_gib(self) -> float:
         """Peak memory of the trainer: on a GPU the GPU's, else the machine's."""
-        base, width = self.base, 4 if self.device == "cpu" else 2
+        base, width = self.base, 2 if self.bf16 else 4
         # 4 bits, their scales, and embeddings that stay in 16 bits.
         stored = {"lora": width, "qlora": 0.55, "full": 0}[self.method] * base.parameters
         if self.method == "qlora":

@@ -50,17 +50,18 @@ def read_rows(path: Path, limit: int | None = None) -> list[Messages]:
 
 
 def load_model(folder: Path, hardware: Hardware, dtype: str | None = None) -> Any:
-    """The model in `folder`, in the planned number format unless `dtype` says otherwise.
+    """The model in `folder`, on a CPU in float32, on GPUs in the planned number format.
 
-    On several GPUs its layers are spread over them.
+    `dtype` overrules either. On several GPUs its layers are spread over them.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     place = "auto" if hardware.gpus > 1 else hardware.device
+    usual = "float32" if place == "cpu" else hardware.dtype
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=getattr(torch, dtype or hardware.dtype),
+        dtype=getattr(torch, dtype or usual),
         device_map=None if place == "cpu" else place,
         trust_remote_code=False,
     )

@@ -88,7 +88,8 @@ def place_of(spec: RunSpec, catalogue: Catalogue, spec_name: str) -> Place:
         raise InputError(problems)
     why = "no GPU class is open here" if allowed is not None else "no NVIDIA GPU is here"
     why = why if spec.hardware == "auto" else "as hardware asks"
-    return Place("cpu", None, memory_gib(), cores() * CPU_FLOPS_PER_CORE, 0.0, why)
+    flops = CPU_FLOPS_PER_CORE["bfloat16" if machine.multiplies_bfloat16() else "float32"]
+    return Place("cpu", None, memory_gib(), cores() * flops, 0.0, why)
 
 
 def cpu_problems(spec: RunSpec, spec_name: str) -> Iterator[str]:

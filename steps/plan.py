@@ -64,7 +64,7 @@ def run(inputs: PlanInputs, context: Context) -> PlanOutputs:
         processes=max(gpus, 1),
         nodes=spec.nodes,
         threads=cores(),
-        dtype="float32" if place.device == "cpu" else "bfloat16",
+        dtype="bfloat16" if settings["bf16"] else "float32",
         gradient_checkpointing=not settings["disable_gradient_checkpointing"],
         packing=bool(settings["packing"] or settings.get("neat_packing")),
         reasons=reasons,
@@ -170,7 +170,7 @@ def _reasons(spec: RunSpec, place: Place, settings: dict[str, Any]) -> Iterator[
     yield f"{place.gpu_class or place.device}: {place.why}"
     if place.device == "cpu":
         if settings["bf16"]:
-            yield "float32 weights, bfloat16 products: these cores multiply them twice as fast"
+            yield "bfloat16, an adapter in float32: these cores multiply it twice as fast"
         else:
             yield "float32: these cores do not multiply bfloat16 any faster"
         yield f"{cores()} threads: one for each core"

@@ -33,6 +33,7 @@ from transformers import TrainerCallback
 from kuznia.errors import DependencyError, InputError, Preempted
 from steps import one_sequence
 from steps.checkpoints import mark_complete
+from steps.fused_lora import FusedLora
 from steps.models import NOISY
 from steps.supervisor import end_with
 
@@ -133,7 +134,7 @@ def main(settings_file: str, events: str, supervisor: str) -> None:
     if one_sequence.possible(settings):
         # Tokens that are computed: a mask of pairs has no sum that would be their number.
         settings["include_num_input_tokens_seen"] = "all"
-        callbacks.append(one_sequence.OneSequence())
+        callbacks += [one_sequence.OneSequence(), FusedLora()]
     run_exp(settings, callbacks=callbacks)
 
 

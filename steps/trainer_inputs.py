@@ -57,7 +57,7 @@ def settings_for(
 
 
 def _base(inputs: TrainInputs, context: Context) -> Path:
-    """The base's folder, or a view of it that is loaded as float32 where the plan says so.
+    """The base's folder, or a view of it that is loaded in the planned number format.
 
     LLaMA-Factory loads weights in the number format that config.json names, whatever the other
     settings; the view is that file changed, beside links to all others.
@@ -65,15 +65,16 @@ def _base(inputs: TrainInputs, context: Context) -> Path:
     base = context.folder(inputs.fetch_base.base)
     config = json.loads((base / "config.json").read_text("utf-8"))
     stored = config.pop("torch_dtype", None) or config.get("dtype")
-    if inputs.plan.hardware.dtype != "float32" or stored == "float32":
+    planned = inputs.plan.hardware.dtype
+    if stored == planned:
         return base
-    view = context.workdir / "base-float32"
+    view = context.workdir / f"base-{planned}"
     shutil.rmtree(view, ignore_errors=True)
     view.mkdir()
     for path in base.iterdir():
         (view / path.name).symlink_to(path.resolve())
     (view / "config.json").unlink()
-    (view / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
+    (view / "config.json").write_text(json.dumps(config | {"dtype": planned}, indent=2))
     return view
 
 

@@ -48,7 +48,6 @@ def settings_of(
         "template": base.template,
         "seed": spec.seed,
         "full_determinism": True,
-        # On a CPU weights stay float32, and products of matrices alone are bfloat16.
         "bf16": device == "cuda" or multiplies_bfloat16(),
         "use_cpu": device == "cpu",
         "report_to": "none",
@@ -109,6 +108,7 @@ def fit(
         batch=batch,
         length=min(settings["cutoff_len"], rows.longest or settings["cutoff_len"]),
         checkpointing=not settings["disable_gradient_checkpointing"],
+        bf16=settings["bf16"],
         work=rows.common_once(batch) if joins_rows(settings) else PADDING,
     )
     room = _ROOM * place.memory_gib

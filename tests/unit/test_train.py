@@ -272,11 +272,13 @@ def test_every_step_is_shown(undisturbed: Case) -> None:
 
 
 @slow
-def test_base_is_trained_in_float32_and_rows_as_they_are(undisturbed: Case) -> None:
+def test_base_is_trained_as_planned_and_rows_as_they_are(undisturbed: Case) -> None:
     """LLaMA-Factory prints the first row as it trains on it: roles, system turn, what is learnt."""
     said = "".join(undisturbed.lines)
-    view = json.loads((undisturbed.work / "base-float32" / "config.json").read_text())
-    assert view["dtype"] == "float32"
+    planned = undisturbed.inputs.plan.hardware.dtype
+    settings = json.loads((undisturbed.work / "settings.json").read_text())
+    base = json.loads(Path(settings["model_name_or_path"], "config.json").read_text())
+    assert base["dtype"] == planned
     turns = "".join(
         f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in ROWS[0]
     )
@@ -302,7 +304,7 @@ def test_mlflow_has_every_step_and_setting(undisturbed: Case) -> None:
         "base_digest": undisturbed.inputs.fetch_base.base.digest,
         "data_fingerprint": undisturbed.inputs.data_check.fingerprint,
         "run": "try-1",
-        "hardware.dtype": "float32",
+        "hardware.dtype": undisturbed.inputs.plan.hardware.dtype,
         "library.llamafactory": "0.9.5",
     }
     assert {key: parameters.get(key) for key in wanted} == {
