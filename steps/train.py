@@ -23,7 +23,7 @@ from steps.faults import failure
 from steps.supervisor import stoppable, watch
 from steps.trained import publish
 from steps.trainer_inputs import command_for, settings_for, variables_for
-from steps.training import LIBRARIES, Listener, Reports
+from steps.training import LIBRARIES, Listener, Reports, logged
 
 FOLLOW_SECONDS = 900
 """How long other nodes wait for the first one to publish; it meets them again if they gave up."""
@@ -123,6 +123,11 @@ def _weights(
     settings.write_text(json.dumps(settings_for(inputs, context, output, checkpoint), indent=2))
     log = work / "trainer.log"
     listener = Listener(_rows(inputs), report, context.store, checkpoints)
+    if checkpoint is not None:
+        # What a killed attempt had trained and not delivered.
+        state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+        for entry in logged(state, _rows(inputs)):
+            report(entry)
     try:
         command = command_for(inputs, settings)
         ended = watch(command, variables_for(inputs, work), log, listener.hear)

@@ -13,7 +13,7 @@ from kuznia.contracts.steps import TrainInputs, TrainOutputs
 from kuznia.errors import KuzniaError
 from kuznia.manifest import write_manifest
 from steps.context import Context
-from steps.training import LIBRARIES, add_speed
+from steps.training import LIBRARIES, logged
 
 CURVE = (
     *("step", "epoch", "loss", "grad_norm", "learning_rate"),
@@ -47,11 +47,9 @@ def publish(inputs: TrainInputs, context: Context, output: Path, rows: int) -> T
     about = {"base": plan.spec.base, "base_digest": inputs.fetch_base.base.digest}
     digest = write_manifest(folder, kind, about)
     state = json.loads((output / "trainer_state.json").read_text("utf-8"))
-    history = [entry for entry in state["log_history"] if "loss" in entry]
+    history = logged(state, rows)
     if not history:
         raise KuzniaError(f"{output}: the trainer logged no step; run again and report this")
-    for before, entry in zip([{}, *history], history, strict=False):
-        add_speed(before, entry, rows)
     curve = context.workdir / "loss-curve.jsonl"
     with curve.open("w", encoding="utf-8") as file:
         for entry in history:

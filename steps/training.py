@@ -132,6 +132,14 @@ class Listener:
             say(f"warning: {checkpoint.name} is not in the store: {error}")
 
 
+def logged(state: dict[str, Any], rows: int) -> list[dict[str, Any]]:
+    """Every step that a trainer's state, or a checkpoint's, tells of, with its speed."""
+    history = [entry for entry in state["log_history"] if "loss" in entry]
+    for before, entry in zip([{}, *history], history, strict=False):
+        add_speed(before, entry, rows)
+    return history
+
+
 def add_speed(before: dict[str, Any], entry: dict[str, Any], rows: int) -> None:
     """Put samples_per_second into a step's entry: rows of data, packed or not, over seconds.
 
