@@ -2,9 +2,8 @@
 
 What all rows begin with, as a rule the system prompt, is computed once, nothing is padded, nothing
 follows what predicts a row's last learnt token, and the language model's head sees only the places
-whose answer is learnt. Each row attends to the common
-beginning and to itself, at the positions it would have alone, so losses and gradients are those of
-the padded batch, but for rounding.
+whose answer is learnt. Each row attends to the common beginning and to itself, at the positions it
+would have alone, so losses and gradients are those of the padded batch, but for rounding.
 """
 
 from __future__ import annotations

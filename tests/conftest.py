@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +19,22 @@ from kuznia.manifest import MANIFEST, write_manifest
 from workflows.environments import python_of, variables_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def said_by(python: Path, script: str, *arguments: Path, text: str = "") -> dict[str, Any]:
+    """What a script of fixtures prints as JSON in the train environment, given `text` to read."""
+    done = subprocess.run(
+        [python, FIXTURES / script, *arguments],
+        input=text,
+        env=os.environ | variables_of("train"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 # Two tests at once share the cores: threads of theirs that spin while they wait hold both up.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

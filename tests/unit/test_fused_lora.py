@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import FIXTURES
-from workflows.environments import variables_of
+from tests.conftest import said_by
 
 
 @pytest.fixture(scope="module")
 def said(tiny_base: Path, train_python: Path) -> dict[str, Any]:
     """What fixtures/fused_lora_case.py found."""
-    done = subprocess.run(
-        [train_python, FIXTURES / "fused_lora_case.py", tiny_base],
-        env=os.environ | variables_of("train"),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return said_by(train_python, "fused_lora_case.py", tiny_base)
 
 
 @pytest.mark.parametrize(("dtype", "exact"), [("float32", 1e-5), ("bfloat16", 0.03)])

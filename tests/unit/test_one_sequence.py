@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import FIXTURES
-from workflows.environments import variables_of
+from tests.conftest import said_by
 
 SYSTEM = list(range(5, 25))
 UNLEARNT = -100
@@ -57,19 +54,9 @@ def said(
     tiny_base: Path, train_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What fixtures/one_sequence_case.py found."""
-    done = subprocess.run(
-        [
-            *(train_python, FIXTURES / "one_sequence_case.py"),
-            *(tiny_base, tmp_path_factory.mktemp("configs")),
-        ],
-        input=json.dumps(cases()),
-        env=os.environ | variables_of("train"),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    configs = tmp_path_factory.mktemp("configs")
+    text = json.dumps(cases())
+    return said_by(train_python, "one_sequence_case.py", tiny_base, configs, text=text)
 
 
 @pytest.mark.parametrize("name", [name for name in cases() if name != "nothing learnt"])
