@@ -36,10 +36,17 @@ def objects(**values: Any) -> dict[str, dict[str, Any]]:
     return {f"{each['kind']}/{each['metadata']['name']}": each for each in found}
 
 
+def template(made: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the installed WorkflowTemplate says of a whole run."""
+    (found,) = (each for name, each in made.items() if name.startswith("WorkflowTemplate/"))
+    spec: dict[str, Any] = found["spec"]
+    return spec
+
+
 def templates(made: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Container templates of the installed WorkflowTemplate by name."""
-    (found,) = (each for name, each in made.items() if name.startswith("WorkflowTemplate/"))
-    return {each["name"]: each for each in found["spec"]["templates"] if "container" in each}
+    found = template(made)["templates"]
+    return {each["name"]: each for each in found if "container" in each}
 
 
 def test_the_chart_passes_helms_strictest_look() -> None:
@@ -94,7 +101,12 @@ def test_values_reach_the_templates() -> None:
         retry={"otherNode": False, "pause": "3s", "longest": "9s"},
         storage={"claim": True},
         hardware={"slots": 3, "gpuClasses": ["l4", "a100-80gb"]},
+        keepPods="5m",
     )
+    assert template(made)["podGC"] == {
+        "strategy": "OnWorkflowCompletion",
+        "deleteDelayDuration": "5m",
+    }
     steps = templates(made)
     assert set(steps) == {*CHAIN, "notify"}
     assert steps["train"]["container"]["image"] == "registry.example.org/train@sha256:0123"
