@@ -55,8 +55,8 @@ generate: setup ## Remake every generated file
 lock: .tools/bin/uv ## Lock the requirements of all images and of development
 	PATH=$(CURDIR)/.tools/bin:$$PATH scripts/lock
 
-images: setup ## Build the container images; NAMES="train serve" for some, PUSH=registry/path to push
-	python -m scripts.images $(NAMES) $(if $(PUSH),--push $(PUSH)) $(if $(ONCE_FOR),--once-for $(ONCE_FOR))
+images: setup ## Build the container images; NAMES="train serve" for some, VARIANT=cuda, PUSH=registry/path
+	python -m scripts.images $(NAMES) $(if $(VARIANT),--variant $(VARIANT)) $(if $(PUSH),--push $(PUSH)) $(if $(ONCE_FOR),--once-for $(ONCE_FOR))
 
 bench: setup ## Run the benchmarks; tables go to docs/reference/performance.md
 	python -m bench

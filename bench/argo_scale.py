@@ -24,12 +24,11 @@ from typing import Any
 import httpx
 
 from bench.results import machine, save, spread
-from kuznia import __version__
 from kuznia.progress import say
-from tests.e2e.cluster import Tenant, forwarded, kubectl, wait_for, workspace
+from tests.e2e.cluster import Tenant, forwarded, image_of, kubectl, wait_for, workspace
 from workflows.finetune import CHAIN, NAME, build
 
-IMAGE = f"kuznia/noop:{__version__}"
+IMAGE = image_of("noop")
 SIZES = [int(size) for size in os.environ.get("KUZNIA_BENCH_RUNS", "10 50").split()]
 COMPLETED = "workflows.argoproj.io/completed"
 MEMORY = re.compile(r"^process_resident_memory_bytes (\S+)", re.M)

@@ -25,6 +25,13 @@ IMAGES = click.option(
     metavar="NAME=REF",
     help="Take image NAME (platform, train, serve) from REF, by tag or digest.",
 )
+IMAGES_FILE = click.option(
+    "--images",
+    "images_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Take all images from the map that `make images` prints.",
+)
 
 
 EPILOG = """\b
@@ -90,24 +97,42 @@ def _show(declared: Tree, revision: str | None) -> None:
     epilog="example: kuznia render template --image train=registry.example.org/train:0.1.0"
 )
 @click.option("-n", "--namespace", help="Where it is for; not written unless given.")
+@IMAGES_FILE
 @IMAGES
-def template(namespace: str | None, images: Sequence[str]) -> None:
+def template(namespace: str | None, images: Sequence[str], images_file: Path | None) -> None:
     """The WorkflowTemplate of the chain, with images from elsewhere."""
     from workflows.render import template
 
-    _print([template(images, namespace)])
+    _print([template(images, namespace, images_file)])
 
 
-@command.command(epilog="example: kuznia render job train.yaml | kubectl apply -f -")
+@command.command(
+    epilog="example: kuznia render job train.yaml --images images.yaml | kubectl apply -f -"
+)
 @SPEC
 @NAMESPACE
+@IMAGES_FILE
 @IMAGES
 @click.option("--claim", help="Volume claim with the store, mounted at /storage.")
-def job(spec: Path, namespace: str | None, images: Sequence[str], claim: str | None) -> None:
+@click.option("--cpu", help="Cores of the pod; times `gpus`. 4 unless given.")
+@click.option("--memory", help="Its memory; times `gpus`. 16Gi unless given.")
+@click.option("--disk", help="Its disk. 100Gi unless given.")
+def job(
+    spec: Path,
+    namespace: str | None,
+    images: Sequence[str],
+    images_file: Path | None,
+    claim: str | None,
+    cpu: str | None,
+    memory: str | None,
+    disk: str | None,
+) -> None:
     """Training alone, as a plain Kubernetes Job: no Argo needed."""
     from workflows.job import job
 
-    _print(job(spec, namespace, images, claim))
+    given = {"cpu": cpu, "memory": memory, "ephemeral-storage": disk}
+    sizes = {resource: size for resource, size in given.items() if size is not None}
+    _print(job(spec, namespace, images, claim, images_file=images_file, sizes=sizes))
 
 
 @command.command(

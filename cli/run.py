@@ -58,9 +58,9 @@ def command(
     """Run the spec in the file SPEC to its end.
 
     The same command again finishes what was left and repeats nothing that is done. Ctrl-C stops
-    the run; training saves a checkpoint first. On a cluster Ctrl-C only stops following it. Exit
-    codes: 0 done, 2 a file is wrong, 3 something outside failed (try again), 130 stopped, 1 our
-    bug.
+    the run; training saves a checkpoint first. On a cluster what the steps print is shown as it
+    comes, and Ctrl-C only stops following it. Exit codes: 0 done, 2 a file is wrong, 3 something
+    outside failed (try again), 130 stopped, 1 our bug.
     """
     where.check(on, namespace=namespace, context=context, detach=detach)
     if on == "cluster":

@@ -50,6 +50,11 @@ def describe(facts: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def marked(name: str, line: str) -> str:
+    """A line of a step's log after the step's name, unless the step has put it there itself."""
+    return line if line.startswith(f"{name}: ") else f"{name}: {line}"
+
+
 class Lines(Watcher):
     """One line for each thing that happens; progress at every tenth of the way."""
 
@@ -76,6 +81,9 @@ class Lines(Watcher):
         if tenth != self.tenths.get(name):
             self.tenths[name] = tenth
             self.say(f"{name}: {describe(facts)}")
+
+    def log(self, name: str, line: str) -> None:
+        self.say(marked(name, line))
 
 
 class Bars(Watcher):
@@ -107,3 +115,6 @@ class Bars(Watcher):
             completed=facts.get("done", 0),
             facts=describe(facts),
         )
+
+    def log(self, name: str, line: str) -> None:
+        self.bars.console.print(marked(name, line), markup=False, soft_wrap=True)

@@ -34,6 +34,7 @@ def workspace_values(name: str, tenant: Tenant, platform: Platform) -> dict[str,
             "claim": tenant.storage.claim_gib > 0,
             "size": f"{tenant.storage.claim_gib or 100}Gi",
             "storageClass": tenant.storage.storage_class,
+            "existingClaim": tenant.storage.existing_claim,
         },
         "hardware": {
             "gpuClasses": list(tenant.gpu_classes),
@@ -57,6 +58,8 @@ def workspace_values(name: str, tenant: Tenant, platform: Platform) -> dict[str,
             "quota": _hard(inference.gpus, inference.cpu, inference.memory_gib),
         },
     }
+    if tenant.storage.access_modes:
+        made["storage"]["accessModes"] = list(tenant.storage.access_modes)
     if tenant.storage.secret:
         made["externalSecrets"] = {
             "enabled": True,

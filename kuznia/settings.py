@@ -7,11 +7,15 @@
 | KUZNIA_STORE           | URI of the store                       | <home>/store                  |
 | MLFLOW_TRACKING_URI    | MLflow server or database              | sqlite:///<home>/mlflow.db    |
 | KUZNIA_CATALOGUE       | the catalogue file                     | the one that ships            |
+| KUZNIA_TENANT          | whose runs this workspace takes        | everybody's                   |
 | KUZNIA_GPU_CLASSES     | GPU classes open here, with commas;    | the GPU that is here          |
 |                        | the first is `hardware: auto`          |                               |
 | KUZNIA_POD_CPU         | cores of a pod that trains             | this machine's                |
 | KUZNIA_POD_MEMORY      | its memory, GiB                        | this machine's                |
 | KUZNIA_POD_DISK        | its disk, GiB                          | what is free here             |
+| KUZNIA_QUOTA           | the namespace's quota, and what asks   | none                          |
+|                        | for a part of it, JSON; the chart      |                               |
+|                        | helm/workspace sets it                 |                               |
 | KUZNIA_QUEUE           | Kueue's LocalQueue for pods with GPUs  | none                          |
 | KUZNIA_RENDEZVOUS      | host:port where several nodes meet; a  | none                          |
 |                        | Job of `kuznia render job` sets it     |                               |
@@ -29,9 +33,10 @@ Those of notifications are in docs/howto/get-notified.md.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 def home() -> Path:
@@ -55,6 +60,11 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
+def tenant() -> str:
+    """The tenant whose workspace this is; empty where anybody's runs may be."""
+    return os.environ.get("KUZNIA_TENANT", "")
+
+
 def gpu_classes() -> list[str] | None:
     """Names of the GPU classes that may be asked for, the default first; None: what is here."""
     given = os.environ.get("KUZNIA_GPU_CLASSES")
@@ -70,6 +80,16 @@ def pod_size(what: Literal["CPU", "MEMORY", "DISK"]) -> float | None:
     """Cores or GiB of a pod that trains, where the platform team has said so."""
     given = os.environ.get(f"KUZNIA_POD_{what}")
     return float(given) if given else None
+
+
+def quota() -> dict[str, Any]:
+    """What the chart helm/workspace says of the quota; empty for none.
+
+    `hard` is a ResourceQuota's; `pod` the resources of a pod that uses the hardware, `beside` those
+    of each container that runs at the same time.
+    """
+    found: dict[str, Any] = json.loads(os.environ.get("KUZNIA_QUOTA") or "{}")
+    return found
 
 
 def signing_key() -> str:

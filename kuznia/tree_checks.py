@@ -120,13 +120,14 @@ def _of_tenant(name: str, tenant: Tenant, tree: Tree, catalogue: Catalogue) -> I
             known = ", ".join(catalogue.gpu_classes)
             fault = f"{gpu_class!r} is not in the catalogue"
             yield f"{place}: gpu_classes: {fault}; choose one of {known}"
-    if tenant.storage.store.startswith("file:") and not tenant.storage.claim_gib:
-        yield f"{place}: storage.store: {tenant.storage.store} needs a claim; set storage.claim_gib"
-    if (
-        tenant.storage.store.startswith("file:")
-        and tree.of(name)
-        and not (tenant.storage.serving_claim)
-    ):
+    storage = tenant.storage
+    on_a_volume = storage.store.startswith("file:")
+    if on_a_volume and not (storage.claim_gib or storage.existing_claim):
+        yield (
+            f"{place}: storage.store: {storage.store} needs a claim; set storage.claim_gib, or "
+            "storage.existing_claim"
+        )
+    if on_a_volume and tree.of(name) and not storage.serving_claim:
         yield (
             f"{place}: storage.serving_claim: is missing, so no release reaches the store on a "
             "volume; name a claim in the inference namespace"

@@ -32,7 +32,8 @@ EXAMPLE = """examples:
   python -m scripts.images platform train                          only these, after an edit
   python -m scripts.images serve --variant cuda                    vLLM for NVIDIA GPUs
   python -m scripts.images --once-for kind-1                       what has changed since
-  python -m scripts.images --push registry.example.org/team        for a cluster; prints `images:`
+  python -m scripts.images --variant cuda --push registry.example.org/team
+                                                                   for a cluster; prints `images:`
 """
 
 
@@ -82,7 +83,11 @@ def main(argv: list[str] | None = None) -> int:
         for name, taken in seconds.items():
             print(f"{name:<9} {taken:6.0f} s", file=sys.stderr)
         if arguments.push and tool:
-            pushed = {name: push(tool, name, arguments.push) for name in names if name != "torch"}
+            pushed = {
+                name: push(tool, name, arguments.push, _tag(name, arguments.variant))
+                for name in names
+                if name != "torch"
+            }
             print("images:", *(f"  {name}: {uri}" for name, uri in pushed.items()), sep="\n")
     except KuzniaError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -201,14 +206,19 @@ def _build(name: str, build: list[str], variant: str) -> float:
     return time.monotonic() - start
 
 
-def push(tool: str, name: str, registry: str) -> str:
-    """Push one image; returns where it is, by digest.
+def _tag(name: str, variant: str) -> str:
+    """The tag in a registry, which keeps both variants of serve."""
+    return f"{__version__}-cuda" if (name, variant) == ("serve", "cuda") else __version__
+
+
+def push(tool: str, name: str, registry: str, tag: str) -> str:
+    """Push one image under a tag; returns where it is, by digest.
 
     Raises DependencyError if the registry does not take it.
     """
     image = f"kuznia/{name}:{__version__}"
     place = f"{registry.rstrip('/')}/kuznia-{name}"
-    target = f"{place}:{__version__}"
+    target = f"{place}:{tag}"
     if tool == "docker":
         _run("docker", "tag", image, target)
         _run("docker", "push", "--quiet", target)

@@ -98,7 +98,7 @@ def _about(config: str, namespace: str) -> dict[str, str]:
     found = {name: str(spec.get(name, "")) for name in ("tenant", "model")}
     # A name becomes part of a key in the store, so nothing else passes.
     found = {name: text if re.fullmatch(_NAME, text) else "" for name, text in found.items()}
-    found["tenant"] = found["tenant"] or namespace.removesuffix("-training")
+    found["tenant"] = settings.tenant() or found["tenant"] or namespace.removesuffix("-training")
     owner = str(card.get("owner", "")) if isinstance(card, dict) else ""
     return {**found, "owner": " ".join(owner.split())[:100]}
 

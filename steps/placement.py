@@ -39,9 +39,10 @@ class Place:
         )
 
 
-def cores() -> int:
-    """Cores of the machine or of the pod that will train."""
-    return max(1, int(settings.pod_size("CPU") or machine.cores()))
+def cores(gpus: int = 1) -> int:
+    """Cores of the machine or of the pod that will train, which gets as many for every GPU."""
+    pod = settings.pod_size("CPU")
+    return max(1, int(pod * gpus if pod else machine.cores()))
 
 
 def memory_gib() -> float:

@@ -31,6 +31,7 @@ from steps.trainer_settings import (
     steps_of,
     value_problems,
 )
+from steps.workspace import quota_problems, tenant_problems
 
 _SPEC = "config"
 
@@ -52,7 +53,9 @@ def run(inputs: PlanInputs, context: Context) -> PlanOutputs:
         saved.append(shared)
         place = place.times(processes)
     estimate = _estimate(place, rows, steps, settings["num_train_epochs"], training, context)
-    if problems := list(_room_problems(spec, place, estimate)):
+    pod = pod_of(place, catalogue, spec.gpus)
+    room = _room_problems(spec, place, estimate)
+    if problems := [*room, *quota_problems(pod, spec.gpus, _SPEC)]:
         raise InputError(problems)
     sizing = _sizing(spec, place, catalogue.memory_for(spec.method, base.parameters))
     unset = f"not set, so: {', '.join(defaults)}"
@@ -63,7 +66,7 @@ def run(inputs: PlanInputs, context: Context) -> PlanOutputs:
         gpus=gpus,
         processes=max(gpus, 1),
         nodes=spec.nodes,
-        threads=cores(),
+        threads=cores(max(gpus, 1)),
         dtype="bfloat16" if settings["bf16"] else "float32",
         gradient_checkpointing=not settings["disable_gradient_checkpointing"],
         packing=bool(settings["packing"] or settings.get("neat_packing")),
@@ -76,7 +79,7 @@ def run(inputs: PlanInputs, context: Context) -> PlanOutputs:
         spec=spec,
         base=base,
         hardware=hardware,
-        pod=pod_of(place, catalogue, spec.gpus),
+        pod=pod,
         estimate=estimate,
         trainer=settings,
     )
@@ -86,7 +89,7 @@ def _resolve(
     spec: RunSpec, catalogue: Catalogue, context: Context
 ) -> tuple[BaseModelEntry, Place, Survey]:
     """What the spec names; InputError with everything that there is not."""
-    problems: list[str] = []
+    problems = list(tenant_problems(spec, _SPEC))
     if spec.nodes > 1 and not rendezvous():
         problems.append(
             f"{_SPEC}: nodes: {spec.nodes} nodes train together only in a Job of their own; set "

@@ -34,11 +34,11 @@ def follow(cluster: Cluster, run: str, watcher: Watcher, deadline: float) -> dic
     while True:
         try:
             workflow = cluster.get("workflows", run)
-            if workflow is not None:
-                view.show(workflow)
             if silent:
                 watcher.say("the API server answers again")
             silent = False
+            if workflow is not None:
+                view.show(workflow)
         except DependencyError as error:
             if not silent:
                 watcher.say(f"{error}; still trying")
@@ -144,6 +144,11 @@ class _View:
         self._shown: dict[str, tuple[Any, ...]] = {}
         self._said: dict[str, str] = {}
         self._tails: dict[str, Tail] = {}
+        self._first = True
+        self._begun: set[str] = set()
+        """Attempts that ran before the first look: of what they had said, the end is enough."""
+        self._read: set[str] = set()
+        """Attempts that have ended and whose log is read to its end."""
         self.pause = 1.0
         """Seconds until the next look is worth it."""
 
@@ -152,24 +157,52 @@ class _View:
         self.pause = min(self.pause * 1.3, _PATIENCE)
         if facts["phase"] == "Pending" and facts["message"]:
             self._say("", f"Pending: {facts['message']}")
+        attempts = {
+            name: attempts_of(nodes, node) for name, node in step_nodes(workflow, nodes).items()
+        }
+        if self._first:
+            self._first = False
+            known = [attempt for each in attempts.values() for attempt in each]
+            self._begun = {each["id"] for each in known if each["phase"] == "Running"}
+            # What had ended before is not told again: `kuznia logs` has it.
+            self._read = {attempt["id"] for attempt in known if _over(attempt)}
         for name, step in facts["steps"].items():
-            seen = (step["phase"], step["attempts"], step["message"])
-            begun = name in self._shown or step["phase"] != "Pending"
-            if begun and seen != self._shown.get(name):
-                self.pause = 1.0
-                self._shown[name] = seen
-                self._watcher.step(name, step)
-            if step["phase"] in ("Pending", "Running"):
+            waits = step["phase"] in ("Pending", "Running")
+            if waits:
+                self._step(name, step)
                 self._say(name, f"{name}: {step['message']}" if step["message"] else "")
-        for name, node in step_nodes(workflow, nodes).items():
-            attempts = attempts_of(nodes, node)
-            if not attempts or attempts[-1]["phase"] != "Running":
-                continue
-            # Of what was said before this look began, the end is enough.
-            lines = self._log(attempts[-1]["id"], tailLines="100")
-            if found := [each for line in lines if (each := parse_progress(line))]:
-                self.pause = 1.0
-                self._watcher.progress(name, found[-1])
+            for attempt in attempts[name]:
+                self._hear(name, attempt)
+            if not waits:
+                self._step(name, step)
+
+    def _step(self, name: str, step: dict[str, Any]) -> None:
+        seen = (step["phase"], step["attempts"], step["message"])
+        begun = name in self._shown or step["phase"] != "Pending"
+        if begun and seen != self._shown.get(name):
+            self.pause = 1.0
+            self._shown[name] = seen
+            self._watcher.step(name, step)
+
+    def _hear(self, name: str, attempt: dict[str, Any]) -> None:
+        """Pass on what an attempt has said since the last look."""
+        node = attempt["id"]
+        if node in self._read or attempt["phase"] == "Pending":
+            return
+        lines = self._log(node, **({"tailLines": "100"} if node in self._begun else {}))
+        if _over(attempt) and lines is not None:
+            self._read.add(node)
+        facts = None
+        for text in lines or []:
+            self.pause = 1.0
+            # Progress bars of libraries overwrite themselves; what stands last on the line counts.
+            line = text.rstrip().rpartition("\r")[2]
+            if found := parse_progress(line):
+                facts = found
+            elif line:
+                self._watcher.log(name, line)
+        if facts and not _over(attempt) and name in self._shown:
+            self._watcher.progress(name, facts)
 
     def explained(self, workflow: dict[str, Any]) -> dict[str, Any]:
         """The Workflow, its failed steps' reasons taken from their logs where Argo has none."""
@@ -179,9 +212,9 @@ class _View:
             end = ended(attempts[-1].get("message", "")) if attempts else None
             if end is None or end.problems or end.exit_code == 0:
                 continue
-            # From the start of its end: what was read before was read for its progress alone.
+            # Once more, for the reason alone: it may lie before what was read last.
             self._tails.pop(attempts[-1]["id"], None)
-            lines = self._log(attempts[-1]["id"], tailLines="200")
+            lines = self._log(attempts[-1]["id"], tailLines="200") or []
             if said := [line for line in lines if line.startswith("error: ")] or lines[-1:]:
                 attempts[-1]["message"] = "\n".join(
                     [f"{end.container}: {end.cause} (exit code {end.exit_code}): ", *said]
@@ -190,8 +223,8 @@ class _View:
         workflow.setdefault("status", {})["nodes"] = nodes
         return workflow
 
-    def _log(self, node: str, **query: str) -> list[str]:
-        """New lines of an attempt's log; none, said once, where it cannot be read."""
+    def _log(self, node: str, **query: str) -> list[str] | None:
+        """New lines of an attempt's log; None, said once, where it cannot be read now."""
         try:
             if node not in self._tails:
                 pod = _pods(self._cluster, self._run).get(node)
@@ -201,7 +234,7 @@ class _View:
             return self._tails[node].lines(**query)
         except KuzniaError as error:
             self._say("log", f"{error}; the run is followed without its logs")
-            return []
+            return None
 
     def _say(self, about: str, text: str) -> None:
         """Say something about a step once, until there is something else to say."""
@@ -209,6 +242,10 @@ class _View:
             self._said[about] = text
             if text:
                 self._watcher.say(text)
+
+
+def _over(attempt: dict[str, Any]) -> bool:
+    return attempt["phase"] not in ("Pending", "Running")
 
 
 def _pods(cluster: Cluster, run: str) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Training as a plain Kubernetes Job, for teams without Argo: the chain up to `train` in one pod.
 
 Containers, confinement and retries are those of the compiled template. The steps before training
-are init containers; outputs are handed on as files in a folder that all containers share.
+are init containers; outputs are handed on as files in a folder that all containers share. Each
+gets what `train` gets, which costs nothing: they run one after another, and a pod holds the most
+that one of them asks for. Each is told how much that is, since `plan` plans for it.
 
 Several nodes are several pods of one Job. Each does the steps before training for itself, which the
 store makes cheap to repeat; they find the first by its name and train as one.
@@ -11,14 +13,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kuznia.contracts.catalogue import load_catalogue
 from kuznia.errors import InputError
 from steps.placement import cpu_problems, place_of, pod_of
-from workflows.render import labels_of, namespace_of, submission, template
+from workflows.render import collected, labels_of, namespace_of, submission, template
+from workflows.sizes import size_problems, times, variables
 from workflows.submit import TEMPLATE, Submission
 from workflows.subset import Step, load, substitute
 
@@ -29,22 +32,37 @@ _TASK = re.compile(r"\{\{tasks\.(.*)\.outputs\.parameters\.outputs\}\}")
 
 
 def job(
-    path: Path, namespace: str | None, images: Iterable[str], claim: str | None = None
+    path: Path,
+    namespace: str | None,
+    images: Iterable[str],
+    claim: str | None = None,
+    *,
+    images_file: Path | None = None,
+    sizes: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """ConfigMap and Job for the run spec at `path`; InputError for a spec that is wrong.
+    """ConfigMap and Job for the run spec at `path`; InputError with all that is wrong.
 
     For several nodes also the Service that names their pods.
-    `claim` names the volume claim to mount where the store is a folder on a volume.
+    `claim` names the volume claim to mount where the store is a folder on a volume. `sizes` holds
+    what a pod with one GPU or none asks for, by resource, where it is not what the template says.
     """
-    submitted = submission(path)
-    document = template(images)
+    sizes = sizes or {}
+    problems = size_problems(sizes)
+    with collected(problems):
+        document = template(images, file=images_file)
+    with collected(problems):
+        submitted = submission(path)
+    if problems:
+        raise InputError(problems)
     templates = {entry["name"]: entry for entry in document["spec"]["templates"]}
     steps = {step.name: step for step in load(TEMPLATE).steps}
     patch, labels = _hardware(submitted, path)
     containers = [_container(templates[name], steps[name], submitted) for name in STEPS]
     main = containers[-1]
+    limits = main["resources"]["limits"] | sizes
     for added in patch.pop("containers", []):
         _merge(main, {**added, "name": main["name"]})
+    _size(containers, limits, submitted.spec.gpus)
     whole = document["spec"]
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -117,6 +135,18 @@ def _hardware(submitted: Submission, path: Path) -> tuple[dict[str, Any], dict[s
     return patch, {"kueue.x-k8s.io/queue-name": found.queue} if found.queue else {}
 
 
+def _size(containers: list[dict[str, Any]], limits: dict[str, str], gpus: int) -> None:
+    """Give all containers the same, and say in the environment of each how much that is.
+
+    As in the chain, several GPUs get as many times the cores and memory of one.
+    """
+    whole = limits | {resource: times(limits[resource], gpus) for resource in ("cpu", "memory")}
+    for container in containers:
+        for amounts in container["resources"].values():
+            amounts |= whole
+        container["env"] = [*container.get("env", []), *variables(limits)]
+
+
 def _container(entry: dict[str, Any], step: Step, submitted: Submission) -> dict[str, Any]:
     """The template's container, its inputs read from files and its outputs written to one."""
     inputs = {name: _input(name, value, step, submitted) for name, value in step.arguments.items()}
@@ -130,7 +160,11 @@ def _container(entry: dict[str, Any], step: Step, submitted: Submission) -> dict
     container["args"] = words
     if step.name == "plan":
         key = {"name": submitted.run, "key": "train.yaml"}
-        added = [{"name": "KUZNIA_CONFIG", "valueFrom": {"configMapKeyRef": key}}]
+        added = [
+            {"name": "KUZNIA_CONFIG", "valueFrom": {"configMapKeyRef": key}},
+            # This pod has its amounts already.
+            {"name": "KUZNIA_QUOTA", "value": ""},
+        ]
         if submitted.spec.hardware == "auto":
             # This pod asks for no GPU, so the tenant's classes must not be chosen from.
             added.append({"name": "KUZNIA_GPU_CLASSES", "value": ""})

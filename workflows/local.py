@@ -41,6 +41,9 @@ class Watcher:
     def progress(self, name: str, facts: dict[str, Any]) -> None:
         """A step said how far it is (kuznia.progress)."""
 
+    def log(self, name: str, line: str) -> None:
+        """A step on a cluster printed a line; one that runs here prints into its log file."""
+
 
 @dataclass(frozen=True)
 class Result:

@@ -142,7 +142,11 @@ def _resources(needs: Needs) -> Resources:
 
 
 def _retry(limit: int) -> RetryStrategy:
-    """Again after exit codes 3 and 75 and after a lost pod, on another node; nothing else."""
+    """Again after exit codes 3 and 75 and after a lost pod; nothing else.
+
+    Never on a node that an attempt failed on, which Argo demands, not prefers: where no other node
+    is left the step waits. So the chart leaves this out unless retry.otherNode is true.
+    """
     return RetryStrategy(
         limit=limit,
         expression=f"asInt(lastRetry.exitCode) in [3, 75] || lastRetry.message matches '{LOST}'",

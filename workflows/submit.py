@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from kuznia import settings
+from kuznia import __version__, settings
 from kuznia.contracts.base import digest_of
 from kuznia.contracts.catalogue import load_catalogue
 from kuznia.contracts.runspec import RunSpec, is_uri, parse_run_spec
@@ -29,7 +29,7 @@ class Submission:
     """A run spec that is ready to run anywhere."""
 
     run: str
-    """`<model>-<digest>`: the same for the same spec and data, so a repeat is the same run."""
+    """`<model>-<digest>` of spec, data and Kuźnia's version: a repeat is the same run."""
     spec: RunSpec
     """With data as URIs in the store."""
     config: str
@@ -64,8 +64,10 @@ def prepare(path: Path) -> Submission:
         for key, file in files.items():
             if not store.exists(keys[key]):
                 store.put_file(file, keys[key])
-    # Named by keys, not URIs: the same run has the same name in every store.
-    name = f"{spec.model}-{digest_of(_with_data(spec, keys))[:10]}"
+    # Named by keys, not URIs: the same run has the same name in every store. Another version of
+    # Kuźnia may make another model of them.
+    asked = {"kuznia": __version__, "spec": _with_data(spec, keys).model_dump(mode="json")}
+    name = f"{spec.model}-{digest_of(asked)[:10]}"
     stored = _with_data(spec, uris)
     config = yaml.safe_dump(
         stored.model_dump(mode="json", exclude_none=True), sort_keys=True, allow_unicode=True

@@ -81,7 +81,7 @@ CLUSTER = {
     "`kuznia run` has it",
     "spec.templates[].container.resources": "what a pod asks for and gets at most",
     "spec.templates[].container.securityContext": "what a container may not do",
-    "spec.templates[].retryStrategy.affinity": "another node for the next attempt",
+    "spec.templates[].retryStrategy.affinity": "no node that an attempt failed on",
 }
 """Fields that mean nothing on one machine; the local engine leaves them unread."""
 

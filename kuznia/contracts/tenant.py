@@ -92,7 +92,12 @@ class Storage(Contract):
     """Name of the key there whose value is the private key (PEM) that signs versions."""
     claim_gib: int = Field(default=0, ge=0)
     """Size of the volume claim at /storage, GiB; 0 for none."""
+    access_modes: tuple[Literal["ReadWriteOnce", "ReadWriteMany"], ...] = ()
+    """How its nodes mount it: ReadWriteMany unless the platform says otherwise; ReadWriteOnce for a
+    disk that one node has at a time."""
     storage_class: str = ""
+    existing_claim: str = ""
+    """Claim in the training namespace that is there already, in place of a new one."""
     serving_claim: str = ""
     """Claim in the inference namespace on the same volume, where the store is on one: a claim
     belongs to one namespace."""

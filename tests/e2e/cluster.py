@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import string
 import subprocess
 import sys
@@ -15,13 +16,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+import pytest
 import yaml
 
+from kuznia import __version__
 from workflows.environments import ROOT
 from workflows.finetune import NAME
 from workflows.nodes import ENDED
 
 HERE = Path(__file__).parent
+HOWTO = "docs/howto/test-on-a-cluster.md"
+IMAGES: dict[str, str] = {}
+"""Images other than kuznia/<name>:<version>: the map that `make images PUSH=...` prints."""
+if _map := os.environ.get("KUZNIA_E2E_IMAGES"):
+    IMAGES = yaml.safe_load(Path(_map).read_text("utf-8"))["images"]
+CHART_IMAGES = {name: image for name, image in IMAGES.items() if name != "noop"}
+"""The same as the charts' value `images`; no chart has the image of steps that do nothing."""
 S3_IMAGE = os.environ.get("KUZNIA_E2E_S3_IMAGE", "versity/versitygw:v1.8.0")
 S3_PROGRAM = os.environ.get("KUZNIA_E2E_S3_PROGRAM", "/app/versitygw")
 PODS = {
@@ -67,6 +78,36 @@ def get(kind: str, name: str, namespace: str) -> dict[str, Any]:
     return json.loads(found) if found.strip() else {}
 
 
+def image_of(name: str) -> str:
+    """Where the nodes find one of our images."""
+    return IMAGES.get(name, f"kuznia/{name}:{__version__}")
+
+
+def need_program(*names: str) -> None:
+    """Skip where a command is not on this machine."""
+    if missing := [name for name in names if shutil.which(name) is None]:
+        pytest.skip(f"put {', '.join(missing)} into PATH ({HOWTO})")
+
+
+def lint(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Argo's own look at templates and schedules."""
+    need_program("argo")
+    (folder / "all.yaml").write_text(text)
+    kinds = "--kinds=workflowtemplates,cronworkflows"
+    return subprocess.run(
+        ["argo", "lint", "--offline", "--strict", kinds, folder / "all.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def need_api(resource: str, owner: str) -> None:
+    """Skip where the cluster lacks a resource, such as workflows.argoproj.io."""
+    if not get("customresourcedefinition", resource, ""):
+        pytest.skip(f"the cluster has no {owner}; install it ({HOWTO})")
+
+
 def wait_for(what: str, ready: Callable[[], Any], seconds: float) -> Any:
     """What `ready` returns as soon as it is true; AssertionError after `seconds`."""
     until = time.monotonic() + seconds
@@ -95,6 +136,13 @@ def forwarded(namespace: str, target: str, port: int) -> Iterator[str]:
         process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+def controller_metrics() -> str:
+    """What Argo's controller exports."""
+    with forwarded("argo", "deployment/workflow-controller", 9090) as address:
+        # By TLS, with a certificate of its own.
+        return httpx.get(f"{address.replace('http:', 'https:')}/metrics", verify=False).text
 
 
 def reaches(space: str, pod: str, *targets: str, container: str = "main") -> dict[str, bool]:
@@ -277,8 +325,8 @@ def workspace(tenant: Tenant, values: dict[str, Any], secret: dict[str, str]) ->
             "tenant": tenant.name,
             "store": tenant.store,
             "namespace": {"create": False},
+            "images": CHART_IMAGES,
             "pods": PODS,
-            "retry": {"otherNode": False},
         }
         run(
             *("helm", "install", tenant.name, str(ROOT / "helm" / "workspace")),

@@ -7,9 +7,11 @@ import itertools
 import json
 import os
 import secrets
+import string
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,18 @@ from kuznia.contracts.catalogue import load_catalogue
 from kuznia.contracts.runspec import RunSpec
 from kuznia.manifest import MANIFEST, manifest_digest
 from kuznia.store import open_store
-from tests.e2e.cluster import S3, Tenant, s3_server, workspace
+from tests.e2e.cluster import (
+    HERE,
+    HOWTO,
+    S3,
+    Tenant,
+    image_of,
+    kubectl,
+    need_api,
+    need_program,
+    s3_server,
+    workspace,
+)
 from tests.e2e.forge import forge
 from tests.e2e.platform import Platform, platform
 from tests.fixtures.plans import cpu_plan
@@ -50,9 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def mark() -> str:
     """Tells this session's namespaces from another's on the same cluster."""
     if not os.environ.get("KUBECONFIG"):
-        pytest.skip(
-            "set KUBECONFIG to a cluster with Argo Workflows (docs/howto/test-on-a-cluster.md)"
-        )
+        pytest.skip(f"set KUBECONFIG to a cluster with Argo Workflows ({HOWTO})")
+    need_program("kubectl", "helm")
     return f"e{secrets.token_hex(2)}"
 
 
@@ -65,6 +77,7 @@ def s3(mark: str) -> Iterator[S3]:
 @pytest.fixture(scope="session")
 def deployed(mark: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """The platform as Argo CD makes it of a registry in git, with two tenants."""
+    need_api("applications.argoproj.io", "Argo CD")
     names = [f"{mark}-acme", f"{mark}-globex"]
     folder = tmp_path_factory.mktemp("platform")
     with forge(f"{mark}-forge") as server, platform(folder, names, server, s3) as made:
@@ -74,6 +87,7 @@ def deployed(mark: str, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="module")
 def tenants(mark: str, s3: S3) -> Iterator[MakeTenant]:
     """Makes tenants with a workspace and a bucket each; all are removed after the module."""
+    need_api("workflows.argoproj.io", "Argo Workflows")
     with ExitStack() as stack:
 
         def make(name: str, **values: Any) -> Tenant:
@@ -122,6 +136,38 @@ def put_base(tenant: Tenant, name: str, base: Path) -> None:
     """Put a base model into a tenant's store, where the chain finds it by its digest."""
     with variables(tenant):
         open_store(tenant.store).put_folder(base, f"bases/{name}/{manifest_digest(base)}")
+
+
+@pytest.fixture(scope="module")
+def volume(tenants: MakeTenant, tiny_base: Path) -> Tenant:
+    """A tenant whose store is a volume, with the base model on it."""
+    tenant = tenants(
+        "volume",
+        store="file:///storage/store",
+        storage={"claim": True, "size": "1Gi", "accessModes": ["ReadWriteOnce"]},
+        catalogue=catalogue_of(tiny_base),
+    )
+    tenant = replace(tenant, store="file:///storage/store")
+    manifest = string.Template((HERE / "manifests" / "files.yaml").read_text("utf-8"))
+    text = manifest.substitute(IMAGE=image_of("platform"))
+    kubectl("-n", tenant.namespace, "apply", "-f", "-", text=text)
+    kubectl("-n", tenant.namespace, "wait", "pod/files", "--for=condition=Ready", "--timeout=120s")
+    put_on_volume(tenant, tiny_base, f"bases/tiny/{manifest_digest(tiny_base)}")
+    return tenant
+
+
+def put_on_volume(tenant: Tenant, source: Path, key: str) -> None:
+    """Put a file or a folder into a store on a volume."""
+    place = Path("/storage/store", key)
+    here = ("exec", "files", "-n", tenant.namespace, "--")
+    kubectl(*here, "mkdir", "-p", str(place.parent))
+    kubectl("cp", str(source), f"{tenant.namespace}/files:{place}")
+
+
+def from_volume(tenant: Tenant, key: str) -> bytes:
+    """A text file of a store on a volume."""
+    there = ("exec", "files", "-n", tenant.namespace, "--", "cat", f"/storage/store/{key}")
+    return kubectl(*there).encode()
 
 
 @pytest.fixture(scope="session")

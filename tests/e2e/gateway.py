@@ -18,16 +18,26 @@ import httpx
 import trustme
 import yaml
 
-from kuznia import __version__
 from kuznia.chart_values import serving_values
 from kuznia.contracts.catalogue import load_catalogue
 from kuznia.generated import GENERATED, write
 from kuznia.tree import load_tree
-from tests.e2e.cluster import HERE, S3, Tenant, forwarded, kubectl, run
+from tests.e2e.cluster import (
+    CHART_IMAGES,
+    HERE,
+    S3,
+    Tenant,
+    forwarded,
+    image_of,
+    kubectl,
+    need_api,
+    need_program,
+    run,
+)
 from tests.fixtures import checkouts
 from workflows.environments import ROOT
 
-IMAGE = f"kuznia/gateway:{__version__}"
+IMAGE = image_of("gateway")
 MODEL = """
 import json
 from aiohttp import web
@@ -126,7 +136,7 @@ def registry(root: Path, home: Path, names: dict[str, Any], s3: S3, store: str) 
     checkouts.checkout(root, **{name: checkouts.tenant(name, **m) for name, m in names.items()})
     files = {f"{name}/support/production.yaml": checkouts.release(name) for name in names}
     access = {"store": store, "keys": [public]}
-    platform = {**checkouts.PLATFORM_FILE, "entry": entry, "access": access}
+    platform = {**checkouts.PLATFORM_FILE, "images": CHART_IMAGES, "entry": entry, "access": access}
     checkouts.write(root, {"platform.yaml": platform, **files})
     write(load_tree(root), load_catalogue())
     return root
@@ -170,6 +180,9 @@ def model(root: Path, tenant: str, gateway: str) -> None:
 @contextmanager
 def gateway(mark: str, s3: S3, home: Path) -> Iterator[Deployed]:
     """The gateway with two tenants; everything is removed at the end."""
+    need_program("openssl")
+    # Its Redis has an image that a small cluster need not have twice.
+    need_api("applications.argoproj.io", "Argo CD")
     place, guarded, plain = f"{mark}-entry", f"{mark}-shop", f"{mark}-bank"
     keys = s3.account(place)
     here = {"AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true", "AWS_ENDPOINT_URL": s3.here}

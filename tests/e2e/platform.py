@@ -20,7 +20,7 @@ import yaml
 
 from kuznia.generated import BOOTSTRAP
 from kuznia.signing import signing_key
-from tests.e2e.cluster import PODS, S3, Tenant, get, kubectl, run, wait_for
+from tests.e2e.cluster import CHART_IMAGES, PODS, S3, Tenant, get, kubectl, run, wait_for
 from tests.e2e.forge import Forge
 from tests.fixtures.checkouts import commit, git, write
 from workflows.environments import ROOT
@@ -124,10 +124,10 @@ def platform(folder: Path, names: list[str], forge: Forge, s3: S3) -> Iterator[P
     made = Platform(checkout, forge, key)
     settings = {
         "repository": address,
+        "images": CHART_IMAGES,
         "shared": {"common": {"enabled": True}},
         "workspace": {
             "pods": PODS,
-            "retry": {"otherNode": False},
             "network": {"enabled": True, "egress": S3_PORTS},
         },
         # Two replicas and a load share two cores.

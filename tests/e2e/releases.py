@@ -10,10 +10,9 @@ from typing import Any
 
 import yaml
 
-from kuznia import __version__
 from kuznia.card_views import card_yaml
 from kuznia.cards import build_card, load_rules
-from tests.e2e.cluster import HERE, Tenant, kubectl, wait_for
+from tests.e2e.cluster import HERE, Tenant, image_of, kubectl, wait_for
 from tests.e2e.platform import SHARED, Platform
 from tests.e2e.versions import MODEL, SMALL
 from tests.fixtures import evidence
@@ -85,7 +84,7 @@ def caller(role: str) -> Iterator[str]:
             "containers": [
                 {
                     "name": "load",
-                    "image": f"kuznia/platform:{__version__}",
+                    "image": image_of("platform"),
                     "imagePullPolicy": "IfNotPresent",
                     "command": ["sleep", "3600"],
                     "securityContext": {

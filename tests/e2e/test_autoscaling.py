@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.e2e import versions
-from tests.e2e.cluster import HERE, Tenant, get, kubectl, wait_for
+from tests.e2e.cluster import HERE, Tenant, get, kubectl, need_api, wait_for
 from tests.e2e.platform import Platform, read_yaml
 from tests.e2e.releases import NAME, Load, caller, lost, pods, publish, ready
 from workflows.environments import ROOT
@@ -54,8 +54,7 @@ def scraped() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def monitoring(mark: str) -> Iterator[str]:
     """The namespace of a Prometheus."""
-    if "scaledobjects" not in kubectl("api-resources", "--api-group=keda.sh", "-o", "name"):
-        pytest.skip("the cluster has no KEDA; install it (docs/howto/test-on-a-cluster.md)")
+    need_api("scaledobjects.keda.sh", "KEDA")
     namespace = f"{mark}-monitoring"
     manifest = string.Template((HERE / "manifests" / "prometheus.yaml").read_text("utf-8"))
     values = {"NAMESPACE": namespace, "IMAGE": IMAGE, "CONFIG": json.dumps(scraped())}

@@ -6,6 +6,7 @@ The demo's run spec goes through every step in real pods: a real small model, a 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from kuznia.store import open_store
-from tests.e2e.cluster import forwarded
+from tests.e2e.cluster import controller_metrics, forwarded
 from tests.e2e.conftest import put_base, variables
 from tests.e2e.platform import Platform
 from workflows.environments import ROOT
@@ -41,6 +42,11 @@ def test_the_demo_from_bootstrap_to_an_answer(
     assert made["evaluate"]["metrics"]["exact_match"]["candidate"] >= 0.8
     assert made["register"]["aliases"] == ["staging"]
     version, model = made["export"]["version"], spec["model"]
+    page = controller_metrics()
+    labels = f'{{model="{model}",tenant="{tenant.name}"}}'
+    assert f"kuznia_queue_seconds_count{labels} 1\n" in page
+    (speed,) = re.findall(rf"^kuznia_train_samples_per_second{re.escape(labels)} (.*)$", page, re.M)
+    assert float(speed) > 0
     with variables(tenant):
         store = open_store(tenant.store)
         card = yaml.safe_load(store.read(made["model-card"]["card"]["key"]))

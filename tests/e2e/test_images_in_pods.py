@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kuznia import __version__
-from tests.e2e.cluster import kubectl
+from tests.e2e.cluster import image_of, kubectl
 from workflows.finetune import CHAIN
 
 PROGRAM = (Path(__file__).parent / "image_smoke.py").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
-def namespace() -> Iterator[str]:
+def namespace(mark: str) -> Iterator[str]:
     """A namespace that admits restricted pods only."""
-    name = f"images-{uuid.uuid4().hex[:6]}"
+    name = f"{mark}-images"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     made = {
         "apiVersion": "v1",
@@ -52,7 +50,7 @@ def pod(image: str) -> dict[str, Any]:
             "containers": [
                 {
                     "name": "main",
-                    "image": f"kuznia/{image}:{__version__}",
+                    "image": image_of(image),
                     "command": ["python", "-c", PROGRAM, image, *of_steps],
                     "securityContext": {
                         "readOnlyRootFilesystem": True,

@@ -7,9 +7,8 @@ import string
 
 import pytest
 
-from kuznia import __version__
 from kuznia.store import open_store
-from tests.e2e.cluster import HERE, Tenant, kubectl, run
+from tests.e2e.cluster import HERE, Tenant, image_of, kubectl, run
 from tests.e2e.conftest import MakeTenant, variables
 
 pytestmark = pytest.mark.timeout(600)
@@ -56,7 +55,7 @@ print(json.dumps({
 def probe(tenant: Tenant, other: Tenant) -> dict[str, object]:
     """What a pod with the account and the settings of a training step can reach."""
     manifest = string.Template((HERE / "manifests" / "probe.yaml").read_text("utf-8"))
-    values = {"OWN": tenant.name, "OTHER": other.name, "IMAGE": f"kuznia/platform:{__version__}"}
+    values = {"OWN": tenant.name, "OTHER": other.name, "IMAGE": image_of("platform")}
     kubectl("-n", tenant.namespace, "apply", "-f", "-", text=manifest.substitute(values))
     kubectl(
         *("-n", tenant.namespace, "wait", "pod/probe", "--timeout=120s"),

@@ -6,19 +6,17 @@ The steps do nothing (tests/e2e/noop), so no GPU is needed: the queue counts cor
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from kuznia import __version__
-from tests.e2e.cluster import Tenant, get, kubectl, nodes, wait_for, why
+from tests.e2e.cluster import Tenant, get, image_of, kubectl, need_api, nodes, wait_for, why
 from tests.e2e.conftest import MakeTenant
 
 pytestmark = pytest.mark.timeout(600)
-NOOP = os.environ.get("KUZNIA_E2E_NOOP_IMAGE", f"kuznia/noop:{__version__}")
+NOOP = image_of("noop")
 KUEUE = "kueue.x-k8s.io/v1beta2"
 SIZE = {"cpu": "100m", "memory": "64Mi", "ephemeral-storage": "10Mi"}
 
@@ -30,8 +28,7 @@ def kueue_object(kind: str, name: str, **rest: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def cluster_queue(mark: str) -> Iterator[str]:
     """A ClusterQueue with room for one training pod."""
-    if "clusterqueues" not in kubectl("api-resources", "--api-group=kueue.x-k8s.io", "-o", "name"):
-        pytest.skip("the cluster has no Kueue; install it (docs/howto/test-on-a-cluster.md)")
+    need_api("clusterqueues.kueue.x-k8s.io", "Kueue")
     room = {"cpu": "150m", "memory": "10Gi", "ephemeral-storage": "100Gi"}
     flavor = {
         "name": mark,
@@ -61,7 +58,7 @@ def acme(tenants: MakeTenant, cluster_queue: str) -> Tenant:
         images=dict.fromkeys(("platform", "train", "serve"), NOOP),
         pods={"heavy": sizes, "light": sizes},
         hardware={"slots": 9, "queue": "training", "clusterQueue": cluster_queue},
-        retry={"otherNode": False, "pause": "1s", "longest": "2s"},
+        retry={"pause": "1s", "longest": "2s"},
         mlflow={"enabled": False, "trackingUri": "http://nowhere:5000"},
         settings={"NOOP_QUEUE": "training", "NOOP_SECONDS": "40"},
     )

@@ -15,12 +15,21 @@ from typing import Any
 import pytest
 import yaml
 
-from kuznia import __version__
 from kuznia.manifest import MANIFEST, manifest_digest, write_manifest
 from kuznia.registry import mlflow_client
 from kuznia.store import open_store
 from tests.e2e import versions
-from tests.e2e.cluster import HERE, Tenant, forwarded, get, kubectl, run, wait_for
+from tests.e2e.cluster import (
+    HERE,
+    Tenant,
+    forwarded,
+    get,
+    image_of,
+    kubectl,
+    need_program,
+    run,
+    wait_for,
+)
 from tests.e2e.conftest import variables
 from tests.e2e.platform import ARGO_CD, SHARED, Platform
 from tests.e2e.releases import NAME, Load, caller, lost, moment, pods, publish, ready
@@ -166,6 +175,7 @@ def never_served(
     deployed: Platform, tenant: Tenant, lines: dict[str, Any], words: str, served: str
 ) -> None:
     """A refused release: its pod says why, the version before goes on, and all is taken back."""
+    need_program("argocd")
     publish(deployed, tenant, lines)
     try:
         never_ready(tenant, lines["version"], words)
@@ -307,7 +317,7 @@ def test_tenants_read_the_common_models_and_write_nothing(
         *("--for=condition=Complete", "--timeout=180s"),
     )
     manifest = string.Template((HERE / "manifests" / "probe.yaml").read_text("utf-8"))
-    values = {"OWN": tenant.name, "OTHER": tenant.name, "IMAGE": f"kuznia/platform:{__version__}"}
+    values = {"OWN": tenant.name, "OTHER": tenant.name, "IMAGE": image_of("platform")}
     program = WRITES.replace("sys.argv[1]", f"'http://mlflow-common.{SHARED}:5000'")
     data = json.dumps({"data": {"probe.py": program}})
     kubectl("-n", tenant.namespace, "create", "configmap", "probe")

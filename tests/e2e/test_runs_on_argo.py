@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import string
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from kuznia import __version__
 from kuznia.contracts.card import VARYING
 from kuznia.manifest import manifest_digest
 from kuznia.store import open_store
-from tests.e2e.cluster import HERE, Tenant, get, kubectl, nodes, outputs, wait_for, why
-from tests.e2e.conftest import MakeTenant, catalogue_of, put_base
+from tests.e2e.cluster import Tenant, get, kubectl, nodes, outputs, wait_for, why
+from tests.e2e.conftest import MakeTenant, catalogue_of, from_volume, put_base, put_on_volume
 from workflows.finetune import CHAIN
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.long]
@@ -28,7 +26,7 @@ SAVE_STEPS = 200
 
 @pytest.fixture(scope="module")
 def acme(tenants: MakeTenant, tiny_base: Path) -> Tenant:
-    retry = {"otherNode": False, "pause": "2s", "longest": "4s"}
+    retry = {"pause": "2s", "longest": "4s"}
     tenant = tenants("acme", catalogue=catalogue_of(tiny_base), retry=retry)
     put_base(tenant, "tiny", tiny_base)
     return tenant
@@ -91,30 +89,14 @@ def card_of(read: Callable[[str], bytes], made: dict[str, Any]) -> dict[str, Any
     return card
 
 
-@pytest.fixture(scope="module")
-def volume(tenants: MakeTenant, tiny_base: Path) -> Tenant:
-    """A tenant whose store is a volume, with the base model on it."""
-    tenant = tenants(
-        "volume",
-        store="file:///storage/store",
-        storage={"claim": True, "size": "1Gi", "accessModes": ["ReadWriteOnce"]},
-        catalogue=catalogue_of(tiny_base),
-    )
-    tenant = replace(tenant, store="file:///storage/store")
-    manifest = string.Template((HERE / "manifests" / "files.yaml").read_text("utf-8"))
-    image = f"kuznia/platform:{__version__}"
-    kubectl("-n", tenant.namespace, "apply", "-f", "-", text=manifest.substitute(IMAGE=image))
-    kubectl("-n", tenant.namespace, "wait", "pod/files", "--for=condition=Ready", "--timeout=120s")
-    copy(tenant, tiny_base, f"bases/tiny/{manifest_digest(tiny_base)}")
-    return tenant
-
-
-def copy(tenant: Tenant, source: Path, key: str) -> None:
-    """Put a file or a folder into a store on a volume."""
-    place = Path("/storage/store", key)
-    here = ("exec", "files", "-n", tenant.namespace, "--")
-    kubectl(*here, "mkdir", "-p", str(place.parent))
-    kubectl("cp", str(source), f"{tenant.namespace}/files:{place}")
+def put_rows(tenant: Tenant, spec: Path) -> None:
+    """Put the rows beside a run spec on the tenant's volume, and name them there."""
+    changed = yaml.safe_load(spec.read_text("utf-8"))
+    for split in ("train", "test"):
+        key = f"datasets/{tenant.name}/{split}.jsonl"
+        put_on_volume(tenant, spec.with_name(f"{split}.jsonl"), key)
+        changed["data"][split] = f"{tenant.store}/{key}"
+    spec.write_text(yaml.safe_dump(changed))
 
 
 def test_a_run_on_a_volume_makes_what_the_local_engine_makes(
@@ -126,11 +108,7 @@ def test_a_run_on_a_volume_makes_what_the_local_engine_makes(
     assert "put the file there and name it file:///storage/store/datasets/" in refused.stderr
     here = local_run(volume, spec, tiny_base, catalogue_of(tiny_base))
 
-    changed = yaml.safe_load(spec.read_text("utf-8"))
-    for split in ("train", "test"):
-        copy(volume, tmp_path / f"{split}.jsonl", f"datasets/{volume.name}/{split}.jsonl")
-        changed["data"][split] = f"{volume.store}/datasets/{volume.name}/{split}.jsonl"
-    spec.write_text(yaml.safe_dump(changed))
+    put_rows(volume, spec)
     done = volume.kuznia("run", spec.name, "--on", "cluster", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     there = json.loads(done.stdout)
@@ -150,11 +128,7 @@ def test_a_run_on_a_volume_makes_what_the_local_engine_makes(
     assert made["data-check"]["fingerprint"] == ours["data-check"]["fingerprint"]
     assert made["train"]["weights"]["digest"] == ours["train"]["weights"]["digest"]
 
-    def on_the_volume(key: str) -> bytes:
-        command = ("exec", "files", "-n", volume.namespace, "--", "cat", f"/storage/store/{key}")
-        return kubectl(*command).encode()
-
-    theirs = card_of(on_the_volume, made["model-card"])
+    theirs = card_of(partial(from_volume, volume), made["model-card"])
     mine = card_of(open_store(str(tmp_path / "home" / "store")).read, ours["model-card"])
     # Another name of the rows is another run's name.
     run = there["run"]
@@ -166,14 +140,14 @@ def test_a_run_on_a_volume_makes_what_the_local_engine_makes(
     assert [len(nodes(workflow, step)) for step in CHAIN] == [1] * len(CHAIN)
 
 
-def steps_done(tenant: Tenant, run: str) -> tuple[str, int]:
-    """The running train pod and the optimizer steps that it has reported."""
+def steps_done(tenant: Tenant, run: str) -> tuple[str, int, int]:
+    """The running train pod, the optimizer step it began after, and the last that it reported."""
     running = [pod for pod in tenant.pods(run, "train") if pod["status"]["phase"] == "Running"]
     if not running or "deletionTimestamp" in running[-1]["metadata"]:
-        return "", 0
+        return "", 0, 0
     name = running[-1]["metadata"]["name"]
-    done = re.findall(r'"done": ?(\d+)', tenant.log(name))
-    return name, int(done[-1]) if done else 0
+    done = re.findall(r'"done": ?(\d+)', tenant.log(name)) or [0]
+    return name, int(done[0]), int(done[-1])
 
 
 def delete_pod(tenant: Tenant, pod: str) -> None:
@@ -235,16 +209,19 @@ def test_a_training_survives_everything_and_ends_as_if_undisturbed(
     assert done.returncode == 0, done.stdout + done.stderr
     run = json.loads(done.stdout)["run"]
 
-    reached = 0
+    pod, reached = "", 0
     for interrupt in INTERRUPTIONS:
-        pod, reached = wait_for(
-            f"progress beyond step {reached}",
-            lambda last=reached: next(
-                ((pod, done) for pod, done in [steps_done(acme, run)] if done > last + SAVE_STEPS),
-                None,
-            ),
-            300,
-        )
+
+        def further(last: int = reached) -> tuple[str, int, int] | None:
+            """Beyond another checkpoint, and so far that it has come to the store."""
+            pod, began, done = steps_done(acme, run)
+            far = done > last + SAVE_STEPS and done % SAVE_STEPS > SAVE_STEPS // 3
+            return (pod, began, done) if far else None
+
+        before = pod
+        pod, began, last = wait_for(f"progress beyond step {reached}", further, 300)
+        assert pod == before or began >= reached - SAVE_STEPS
+        reached = last
         interrupt(acme, pod)
         time.sleep(2)
     workflow = acme.ended(run, 900)

@@ -24,7 +24,16 @@ from click.testing import CliRunner, Result
 
 from cli.main import main
 from kuznia.store import open_store
-from tests.e2e.cluster import get, kubectl, run, wait_for
+from tests.e2e.cluster import (
+    HOWTO,
+    forwarded,
+    get,
+    kubectl,
+    need_api,
+    need_program,
+    run,
+    wait_for,
+)
 from tests.e2e.stand_in import stand_in_template
 from workflows.cluster import RIGHTS
 from workflows.environments import ROOT
@@ -232,6 +241,7 @@ Make = Callable[..., Place]
 @pytest.fixture(scope="module")
 def make(mark: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
     """Makes tenants; their namespaces are removed after the module."""
+    need_api("workflows.argoproj.io", "Argo Workflows")
     made: list[Place] = []
 
     def place(
@@ -274,25 +284,35 @@ def place(make: Make) -> Place:
 
 
 @pytest.fixture(scope="module")
-def beside(place: Place) -> Iterator[dict[str, Process]]:
-    """Whole runs, begun first and looked at last: two people at once, and one with Hera."""
-    spec = place.spec("works")
-    words = ("run", spec, "--on", "cluster")
-    address = kubectl(
-        "-n", "argo", "get", "service", "argo-server", "-o", "jsonpath={.spec.clusterIP}"
-    )
+def argo_server(mark: str) -> Iterator[str]:
+    """Address of Argo's server on this machine."""
+    if not get("service", "argo-server", "argo"):
+        pytest.skip(f"the namespace argo has no argo-server; install it ({HOWTO})")
+    with forwarded("argo", "service/argo-server", 2746) as url:
+        yield url.replace("http://", "https://")
+
+
+def with_hera(place: Place, argo_server: str, spec: Path) -> Process:
     config = yaml.safe_load(place.kubeconfig.read_text("utf-8"))
     variables = {
-        "ARGO_SERVER": f"https://{address}:2746",
+        "ARGO_SERVER": argo_server,
         "ARGO_TOKEN": config["users"][0]["user"]["token"],
         "ARGO_INSECURE": "true",
         "PYTHONPATH": str(ROOT),
     }
-    example = (ROOT / "examples/submit_with_hera.py", place.spec("works-with-hera"))
+    example = ROOT / "examples/submit_with_hera.py"
+    return Process(example, spec, place.namespace, **place.variables(**variables))
+
+
+@pytest.fixture(scope="module")
+def beside(place: Place, argo_server: str) -> Iterator[dict[str, Process]]:
+    """Whole runs, begun first and looked at last: two people at once, and one with Hera."""
+    spec = place.spec("works")
+    words = ("run", spec, "--on", "cluster")
     begun = {
         "one": kuznia(place, *words, "--json"),
         "other": kuznia(place, *words),
-        "hera": Process(*example, place.namespace, **place.variables(**variables)),
+        "hera": with_hera(place, argo_server, place.spec("works-with-hera")),
     }
     yield begun
     for process in begun.values():
@@ -410,6 +430,7 @@ def test_the_data_are_uploaded_to_the_store_that_the_cluster_names(
 
 
 def test_argo_submits_the_same_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_program("argo")
     spec = place.spec("waits-40")
     name = prepare(spec).run
     config = f"config={spec.read_text('utf-8')}"
@@ -448,6 +469,9 @@ def test_a_controller_and_a_connection_that_fail_are_waited_for(
     assert process.end() == 2, process.said
     for line in MISTAKES:
         assert line.format(spec=place.folder / "waits-12.yaml") in process.said.splitlines()
+    lines = process.said.splitlines()
+    assert lines.count("plan: this is plan of waits-12") == 1
+    assert "plan: error: config: data.train: is wrong; correct it" in lines
     kubectl("-n", "argo", "rollout", "status", "deployment", "workflow-controller")
 
 
@@ -457,6 +481,12 @@ def test_two_people_who_submit_at_once_follow_one_run(
     one, other = beside["one"], beside["other"]
     assert (one.end(), other.end()) == (0, 0), one.said + other.said
     said = one.said + other.said
+    for lines in (one.said.splitlines(), other.said.splitlines()):
+        # What a step says, once and as it comes, without what Argo says in the same container.
+        ended = next(n for n, line in enumerate(lines) if line.startswith("train: Succeeded"))
+        assert lines.count("train: this is train of works") == 1
+        assert lines.index("train: this is train of works") < ended
+    assert "progress: {" not in said and "argo=true" not in said
     assert said.count("submitted to namespace") == said.count("runs already in namespace") == 1
     report = json.loads(one.said[one.said.index("\n{") :])
     spec = place.spec("works")
@@ -486,3 +516,14 @@ def test_the_example_with_hera_sees_its_run_to_the_end(beside: dict[str, Process
     hera = beside["hera"]
     assert hera.end() == 0, hera.said
     assert re.search(r"^works-with-hera-[0-9a-f]{10}: Succeeded$", hera.said, re.M)
+
+
+def test_the_example_with_hera_starts_a_failed_run_again(place: Place, argo_server: str) -> None:
+    spec = place.spec("faulty-with-hera")
+    first = with_hera(place, argo_server, spec)
+    assert first.end() == 1, first.said
+    before = place.workflow(spec)["metadata"]["uid"]
+    again = with_hera(place, argo_server, spec)
+    assert again.end() == 1, again.said
+    assert "ended before (Failed); what is done is kept, the rest starts again" in again.said
+    assert place.workflow(spec)["metadata"]["uid"] != before

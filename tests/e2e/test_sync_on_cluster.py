@@ -13,11 +13,19 @@ import httpx
 import pytest
 import yaml
 
-from kuznia import __version__
 from kuznia.forges import Gitea
 from kuznia.registry import Registry
 from kuznia.tree import release_path
-from tests.e2e.cluster import S3, Tenant, forwarded, kubectl, reaches, run, wait_for
+from tests.e2e.cluster import (
+    S3,
+    Tenant,
+    forwarded,
+    image_of,
+    kubectl,
+    reaches,
+    run,
+    wait_for,
+)
 from tests.e2e.conftest import S3_SETTINGS, MakeTenant, variables
 from tests.e2e.forge import USER, Forge, forge
 from tests.e2e.gateway import manifest, namespace
@@ -134,6 +142,7 @@ def world(
         kubectl("-n", place, "create", "secret", "generic", "kuznia-sync", *literals)
         values = {
             "repository": address,
+            "image": image_of("platform"),
             "forge": {"kind": "gitea", "url": address.removesuffix(".git")},
             "settings": S3_SETTINGS | {"AWS_ENDPOINT_URL": s3.inside},
             "network": {
@@ -194,7 +203,7 @@ def test_it_reaches_what_it_needs_and_is_reached_by_whom_it_says(
 
     webhook = f"kuznia-sync.{place}:8080"
     assert reaches(space, "deploy/mlflow", webhook, container="mlflow") == {webhook: True}
-    image = f"kuznia/platform:{__version__}"
+    image = image_of("platform")
     for elsewhere in (place, f"{mark}-git"):
         kubectl("-n", elsewhere, "apply", "-f", "-", text=manifest("caller.yaml", IMAGE=image))
         waiting = ("wait", "pod/caller", "--for=condition=Ready", "--timeout=60s")

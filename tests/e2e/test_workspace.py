@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from kuznia import __version__
-from tests.e2e.cluster import kubectl, run
+from tests.e2e.cluster import kubectl, lint, need_program, run
 from workflows.environments import ROOT
 from workflows.finetune import CHAIN
 
@@ -19,6 +20,7 @@ SMALLEST = {"tenant": "acme", "store": "s3://bucket/acme"}
 
 
 def render(values: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    need_program("helm")
     return subprocess.run(
         ["helm", "template", "acme", CHART, "--values", "-"],
         input=json.dumps(values),
@@ -36,10 +38,15 @@ def objects(**values: Any) -> dict[str, dict[str, Any]]:
     return {f"{each['kind']}/{each['metadata']['name']}": each for each in found}
 
 
-def template(made: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the installed WorkflowTemplate says of a whole run."""
+def installed(made: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The WorkflowTemplate among rendered objects."""
     (found,) = (each for name, each in made.items() if name.startswith("WorkflowTemplate/"))
-    spec: dict[str, Any] = found["spec"]
+    return found
+
+
+def template(made: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What it says of a whole run."""
+    spec: dict[str, Any] = installed(made)["spec"]
     return spec
 
 
@@ -98,7 +105,7 @@ def test_values_reach_the_templates() -> None:
     made = objects(
         images={"train": "registry.example.org/train@sha256:0123"},
         pods=pods,
-        retry={"otherNode": False, "pause": "3s", "longest": "9s"},
+        retry={"pause": "3s", "longest": "9s"},
         storage={"claim": True},
         hardware={"slots": 3, "gpuClasses": ["l4", "a100-80gb"]},
         keepPods="5m",
@@ -126,9 +133,69 @@ def test_values_reach_the_templates() -> None:
     assert made["ConfigMap/kuznia-locks"]["data"] == {"hardware": "3"}
 
 
-def test_a_retry_goes_to_another_node_unless_told_otherwise() -> None:
+def test_a_retry_may_go_to_the_same_node_unless_told_otherwise() -> None:
     for step in templates(objects()).values():
+        assert "affinity" not in step["retryStrategy"]
+    for step in templates(objects(retry={"otherNode": True})).values():
         assert step["retryStrategy"]["affinity"] == {"nodeAntiAffinity": {}}
+
+
+def test_the_template_stays_when_the_next_version_has_another() -> None:
+    (made,) = (each for name, each in objects().items() if name.startswith("WorkflowTemplate/"))
+    assert made["metadata"]["annotations"] == {
+        "helm.sh/resource-policy": "keep",
+        "argocd.argoproj.io/sync-options": "Prune=false",
+        "argocd.argoproj.io/compare-options": "IgnoreExtraneous",
+    }
+
+
+def test_argo_takes_the_template_and_no_misnamed_argument(tmp_path: Path) -> None:
+    made = objects(storage={"claim": True}, retry={"otherNode": True})
+    done = lint(tmp_path, yaml.safe_dump(installed(made)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tasks,) = (each["dag"]["tasks"] for each in template(made)["templates"] if "dag" in each)
+    (train,) = (task for task in tasks if task["name"] == "train")
+    parameter = train["arguments"]["parameters"][0]
+    name = parameter["name"]
+    parameter["name"] = "misnamed"
+    done = lint(tmp_path, yaml.safe_dump(installed(made)))
+    assert done.returncode
+    assert f"inputs.parameters.{name} was not supplied" in done.stdout + done.stderr
+
+
+def test_the_steps_are_told_whose_workspace_it_is_and_what_it_holds() -> None:
+    settings = objects()["ConfigMap/kuznia"]["data"]
+    assert settings["KUZNIA_TENANT"] == "acme"
+    assert "KUZNIA_QUOTA" not in settings
+    hard = {"requests.nvidia.com/gpu": 2, "requests.cpu": "16"}
+    pods = {"heavy": {"requests": {"cpu": "2"}, "limits": {"cpu": "3", "memory": "12Gi"}}}
+    made = objects(quota=hard, pods=pods, webui={"enabled": True})
+    told = json.loads(made["ConfigMap/kuznia"]["data"]["KUZNIA_QUOTA"])
+    assert told["hard"] == hard == made["ResourceQuota/kuznia"]["spec"]["hard"]
+    heavy = templates(made)["train"]["container"]["resources"]
+    (unnamed,) = made["LimitRange/kuznia"]["spec"]["limits"]
+    always = [
+        made[f"Deployment/{name}"]["spec"]["template"]["spec"]["containers"][0]["resources"]
+        for name in ("mlflow", "webui")
+    ]
+    argo = {"requests": unnamed["defaultRequest"], "limits": unnamed["default"]}
+    assert (told["pod"], told["beside"]) == (heavy, [argo, *always])
+    without = objects(quota=hard, mlflow={"enabled": False, "trackingUri": "http://mlflow"})
+    assert json.loads(without["ConfigMap/kuznia"]["data"]["KUZNIA_QUOTA"])["beside"] == [argo]
+
+
+def test_a_claim_that_is_there_is_used_and_none_is_made() -> None:
+    made = objects(
+        store="file:///storage/store",
+        storage={"existingClaim": "nfs"},
+        webui={"enabled": True},
+        state="retired",
+    )
+    assert "PersistentVolumeClaim/kuznia-storage" not in made
+    pods = [made[name]["spec"]["template"]["spec"] for name in ("Deployment/webui", "Job/archive")]
+    for pod in (*templates(made).values(), *pods):
+        (storage,) = (each for each in pod["volumes"] if each["name"] == "storage")
+        assert storage == {"name": "storage", "persistentVolumeClaim": {"claimName": "nfs"}}
 
 
 def test_only_steps_that_use_the_hardware_can_be_given_a_gpu() -> None:

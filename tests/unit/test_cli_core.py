@@ -198,6 +198,14 @@ def test_a_run_is_named_by_spec_and_data(project: Path) -> None:
     assert len({first.run, more.run, prepare(project / "train.yaml").run}) == 3
 
 
+def test_another_version_of_kuznia_makes_another_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = prepare(project / "train.yaml").run
+    monkeypatch.setattr("workflows.submit.__version__", "99.0.0")
+    assert prepare(project / "train.yaml").run != before
+
+
 def test_data_goes_into_the_store(project: Path) -> None:
     (project / "data/train.jsonl").rename(project / "data/my rows (1).jsonl")
     edit(project / "train.yaml", data={"train": "data/my rows (1).jsonl", "format": "alpaca"})

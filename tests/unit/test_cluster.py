@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +15,11 @@ from click.testing import CliRunner
 
 from cli.main import main
 from cli.run import Duration
+from cli.watch import Lines
 from kuznia.errors import DependencyError, InputError
-from workflows.cluster import RIGHTS, refusal
+from tests.fixtures.kubernetes_api import Api, serve
+from workflows.cluster import RIGHTS, Cluster, refusal
+from workflows.follow import follow
 from workflows.nodes import facts_of, result_of, step_nodes
 
 ARGO_FORBIDS = (
@@ -184,6 +190,102 @@ def test_refusals_name_place_fault_and_way_out() -> None:
     )
     for status in (0, 429, 500, 503):
         assert said(status)[0] is DependencyError
+
+
+def followed(
+    api: Api, folder: Path, monkeypatch: pytest.MonkeyPatch, deadline: float = 60
+) -> list[str]:
+    """What `kuznia run --on cluster` prints of a run; no request may change it."""
+    monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
+    stream = io.StringIO()
+    with serve(api, folder / "kubeconfig"):
+        follow(Cluster("acme-training"), "run", Lines(stream), deadline)
+    assert {method for method, _ in api.asked} == {"GET"}
+    return [re.sub(r"http://\S+", "HOST", line) for line in stream.getvalue().splitlines()]
+
+
+def progress_line(done: int) -> str:
+    return "progress: " + json.dumps({"step": "plan", "done": done, "total": 2, "unit": "parts"})
+
+
+RUNS = {"phase": "Running", "finishedAt": None}
+ARGO = 'time="2026-11-21T15:00:00.000Z" level=info msg="capturing logs" argo=true'
+
+
+def test_what_steps_print_is_shown_once_and_as_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, log = {"phase": "Succeeded"}, "2026-11-21T15:00:00.{}00000000Z".format
+    failed_twice = tried("train", "Failed", failed(3, "error: no answer"), failed(1, ""))
+    api = Api(
+        [
+            workflow("Running"),
+            workflow("Running", *tried("plan", "Running", RUNS)),
+            None,
+            workflow("Running", *tried("plan", "Running", RUNS)),
+            # It ended between two looks, and so did the next step, twice.
+            workflow("Failed", *tried("plan", "Succeeded", done), *failed_twice),
+        ],
+        {
+            "run-plan-0": [
+                (1, log(0), ARGO),
+                (1, log(1), "reading the spec"),
+                (1, log(2), progress_line(1)),
+                (1, log(3), " 10%|#  \r 20%|## "),
+                (2, log(4), "said while nobody answered"),
+                (3, log(5), progress_line(2)),
+                (4, log(6), "plan: the last words"),
+            ],
+            "run-train-0": [(4, log(7), "error: no answer")],
+            "run-train-1": [(4, log(8), "Traceback"), (4, log(9), "ValueError: broken")],
+        },
+    )
+    lines = followed(api, tmp_path, monkeypatch)
+    silent = next(line for line in lines if "still trying" in line)
+    assert silent.startswith("HOST the API server does not answer")
+    assert lines == [
+        "plan: Running",
+        "plan: reading the spec",
+        "plan:  20%|##",
+        "plan: 1/2 parts",
+        silent,
+        "the API server answers again",
+        "plan: said while nobody answered",
+        "plan: 2/2 parts",
+        "plan: the last words",
+        "plan: Succeeded in 10 s",
+        "train: error: no answer",
+        "train: Traceback",
+        "train: ValueError: broken",
+        "train: Failed",
+    ]
+
+
+def test_a_run_under_way_is_followed_from_the_last_lines_of_the_steps_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = tried("plan", "Succeeded", {"phase": "Succeeded"})
+    trains = workflow("Running", *done, *tried("train", "Running", RUNS))
+    ended = workflow("Succeeded", *done, *tried("train", "Succeeded", {"phase": "Succeeded"}))
+    stamps = [f"2026-11-21T15:00:{number // 10:02}.{number % 10}00000000Z" for number in range(203)]
+    said = [(0, stamp, f"line {number}") for number, stamp in enumerate(stamps[:200])]
+    said += [(1, stamp, "the end") for stamp in stamps[200:201]]
+    api = Api([trains, ended], {"run-plan-0": [(0, stamps[0], "long ago")], "run-train-0": said})
+    assert followed(api, tmp_path, monkeypatch) == [
+        "plan: Succeeded in 10 s",
+        "train: Running",
+        *(f"train: line {number}" for number in range(100, 200)),
+        "train: the end",
+        "train: Succeeded in 10 s",
+    ]
+
+
+def test_a_deadline_ends_the_following_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = Api([workflow("Running")], {})
+    with pytest.raises(DependencyError, match="has not ended by the deadline and goes on"):
+        followed(api, tmp_path, monkeypatch, deadline=0)
 
 
 def test_durations() -> None:

@@ -170,6 +170,19 @@ def test_what_the_platform_sets_for_all_a_tenant_overrides(tmp_path: Path) -> No
     assert values["retry"] == {"pause": "1s"}
 
 
+def test_a_tenant_says_how_its_claim_is_mounted_or_names_one(tmp_path: Path) -> None:
+    store = {"store": "file:///storage/store"}
+    acme = tenant(storage={**store, "existing_claim": "nfs"})
+    disk = {"claim_gib": 50, "access_modes": ["ReadWriteOnce"]}
+    checkout(tmp_path, acme=acme, beta=tenant("beta", storage={**store, **disk}))
+    files = made(tmp_path)
+    named, own = (files[f"{name}/values/workspace.yaml"][0]["storage"] for name in ("acme", "beta"))
+    assert (named["claim"], named["existingClaim"]) == (False, "nfs")
+    assert "accessModes" not in named
+    assert (own["claim"], own["existingClaim"]) == (True, "")
+    assert own["accessModes"] == ["ReadWriteOnce"]
+
+
 def test_what_all_share_lies_in_the_gateways_namespace(root: Path) -> None:
     (shared,) = made(root)["platform/argocd/shared.yaml"]
     assert shared["spec"]["destination"]["namespace"] == "llm-shared"

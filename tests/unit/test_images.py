@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,11 +108,12 @@ def test_without_a_builder_it_says_what_to_install(
     assert "neither a running docker nor buildah is here" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "suffix"), [("mlflow", ""), ("serve", "-cuda")])
 def test_what_was_pushed_is_named_by_digest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    name: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A docker that only notes what it is told; a registry is not at hand here."""
-    digest, place = "sha256:" + "0" * 64, "registry.test/team/kuznia-mlflow"
+    digest, place = "sha256:" + "0" * 64, f"registry.test/team/kuznia-{name}"
     docker = tmp_path / "docker"
     docker.write_text(
         f'#!/bin/sh\necho "$*" >>"{tmp_path}/calls"\n'
@@ -120,9 +122,18 @@ def test_what_was_pushed_is_named_by_digest(
     docker.chmod(0o755)
     monkeypatch.delenv("KUZNIA_IMAGE_BUILDER", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert images.main(["mlflow", "--push", "registry.test/team/"]) == 0
-    assert yaml.safe_load(capfd.readouterr().out) == {"images": {"mlflow": f"{place}@{digest}"}}
-    assert f"push --quiet {place}:{__version__}" in (tmp_path / "calls").read_text("utf-8")
+    make = [
+        "make",
+        "--silent",
+        "images",
+        f"NAMES={name}",
+        "VARIANT=cuda",
+        "PUSH=registry.test/team/",
+    ]
+    said = subprocess.run(make, cwd=images.ROOT, check=True, stdout=subprocess.PIPE).stdout
+    assert yaml.safe_load(said) == {"images": {name: f"{place}@{digest}"}}
+    calls = (tmp_path / "calls").read_text("utf-8").splitlines()
+    assert f"push --quiet {place}:{__version__}{suffix}" in calls
 
 
 def test_an_image_is_known_by_all_that_is_copied_into_it(

@@ -377,6 +377,15 @@ def test_a_run_spec_that_is_wrong_is_still_told_of(
     assert "--failures: " in said.err
 
 
+def test_a_run_in_a_tenants_workspace_is_that_tenants(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUZNIA_TENANT", "here")
+    words = ["--run=run", "--namespace=here-training", f"--config={CONFIG}", "--status=Failed"]
+    assert main([*words, "--failures=null"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["tenant"] == "here"
+
+
 def test_a_receiver_that_stumbles_is_tried_three_times(
     hook: Hook, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -249,6 +249,7 @@ def test_gpus_share_the_batch_the_time_and_not_the_memory(
     four = planner(hardware="h100-80gb", base="eight-b", llamafactory=given, gpus=4)
     hardware = four.hardware
     assert (hardware.gpus, hardware.processes, hardware.nodes) == (4, 4, 1)
+    assert (one.hardware.threads, hardware.threads) == (4, 16)
     assert four.trainer["per_device_train_batch_size"] == 2
     assert four.trainer["save_steps"] == one.trainer["save_steps"]
     assert "4 processes share the 8 rows of a step, 2 each" in hardware.reasons
@@ -359,6 +360,95 @@ def test_on_a_cluster_without_gpus_the_pod_is_the_machine(
     assert made.estimate.memory_available_gib == 12.5
     assert made.estimate.disk_available_gib == 40
     assert (made.pod.patch, made.pod.queue) == ("{}", "")
+
+
+def quota(**hard: str | float) -> str:
+    """KUZNIA_QUOTA as the chart writes it, for pods of 4 cores and 16 GiB."""
+    size = {"cpu": "4", "memory": "16Gi"}
+    argo = {
+        "requests": {"cpu": "10m", "memory": "64Mi"},
+        "limits": {"cpu": "500m", "memory": "256Mi"},
+    }
+    names = {name.replace("_", "."): amount for name, amount in hard.items()}
+    names = {name.replace("gpu", "nvidia.com/gpu"): amount for name, amount in names.items()}
+    return json.dumps({"hard": names, "pod": {"limits": size}, "beside": [argo]})
+
+
+@pytest.mark.usefixtures("large_disk")
+@pytest.mark.parametrize(
+    ("hard", "changes", "problems"),
+    [
+        (
+            {"requests_gpu": 1},
+            {"gpus": 8},
+            [
+                "config: gpus: this run needs 8 GPUs, the quota requests.nvidia.com/gpu is 1; set "
+                "fewer gpus, or ask for a larger quota"
+            ],
+        ),
+        (
+            {"requests_gpu": "0"},
+            {},
+            [
+                "config: hardware: this run needs 1 GPUs, the quota requests.nvidia.com/gpu is 0; "
+                "set hardware: cpu, or ask for a larger quota"
+            ],
+        ),
+        (
+            {"requests_cpu": "8", "limits_memory": "33024Mi"},
+            {"gpus": 2},
+            [
+                "config: gpus: this run needs 8.01 cores, the quota requests.cpu is 8; set fewer "
+                "gpus, or ask for a larger quota"
+            ],
+        ),
+        (
+            {"limits_cpu": "4499m", "requests_memory": "16G", "limits_memory": 2**34},
+            {"hardware": "cpu"},
+            [
+                "config: hardware: this run needs 4.5 cores, the quota limits.cpu is 4.499; ask "
+                "for a larger quota",
+                "config: hardware: this run needs 16.0625 GiB memory, the quota requests.memory is "
+                "14.9012; ask for a larger quota",
+                "config: hardware: this run needs 16.25 GiB memory, the quota limits.memory is 16; "
+                "ask for a larger quota",
+            ],
+        ),
+    ],
+)
+def test_what_the_quota_can_never_hold_is_refused(
+    planner: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    hard: dict[str, str | float],
+    changes: dict[str, Any],
+    problems: list[str],
+) -> None:
+    monkeypatch.setenv("KUZNIA_GPU_CLASSES", "l4")
+    monkeypatch.setenv("KUZNIA_POD_CPU", "4")
+    monkeypatch.setenv("KUZNIA_POD_MEMORY", "16")
+    monkeypatch.setenv("KUZNIA_QUOTA", quota(**hard))
+    assert refused(planner, **changes) == problems
+
+
+@pytest.mark.usefixtures("large_disk")
+def test_what_the_quota_just_holds_is_planned(
+    planner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUZNIA_GPU_CLASSES", "l4")
+    monkeypatch.setenv("KUZNIA_POD_CPU", "4")
+    monkeypatch.setenv("KUZNIA_POD_MEMORY", "16")
+    exact = quota(requests_gpu=2, requests_cpu="8010m", limits_cpu=8.5, limits_memory="33024Mi")
+    monkeypatch.setenv("KUZNIA_QUOTA", exact)
+    assert planner(gpus=2).hardware.gpus == 2
+
+
+def test_another_tenants_run_is_refused(planner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUZNIA_TENANT", "acme")
+    assert planner().spec.tenant == "acme"
+    assert refused(planner, tenant="globex") == [
+        "config: tenant: globex, but this workspace is acme's; set tenant: acme, or submit it to "
+        "globex-training"
+    ]
 
 
 def test_everything_that_there_is_not_is_named_at_once(planner: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import yaml
 from click.testing import CliRunner, Result
 
 from cli.main import main
+from kuznia import machine, settings
+from steps.__main__ import main as run_step
 from workflows.cron import schedule_problems
+from workflows.environments import ROOT
 from workflows.submit import TEMPLATE, prepare
 
 SPEC = """\
@@ -78,7 +82,7 @@ def test_the_job_is_the_chain_up_to_training(spec: Path) -> None:
     assert [container["name"] for container in containers] == CHAIN
     for container in containers:
         ours = templates()[container["name"]]["container"]
-        same = set(ours) - {"args", "env"}
+        same = set(ours) - {"args", "env", "resources"}
         assert {key: container[key] for key in same} == {key: ours[key] for key in same}
     assert "{{" not in yaml.safe_dump_all([carried, job])
 
@@ -90,7 +94,7 @@ def test_the_jobs_steps_hand_on_files(spec: Path) -> None:
         *("plan", "--text", "config=$(KUZNIA_CONFIG)", "--text", f"run={prepare(spec).run}"),
         *("--outputs", "/kuznia/out/plan.json", "--workdir", "/kuznia/work/plan"),
     ]
-    (config,) = plan["env"]
+    config = next(entry for entry in plan["env"] if entry["name"] == "KUZNIA_CONFIG")
     assert config["valueFrom"]["configMapKeyRef"] == {
         "name": prepare(spec).run,
         "key": "train.yaml",
@@ -142,10 +146,95 @@ def test_a_gpu_class_adds_its_nodes_and_only_training_gets_the_gpu(
     assert all("nvidia.com/gpu" not in c["resources"]["limits"] for c in pod["initContainers"])
 
 
+def told(container: dict[str, Any]) -> dict[str, str]:
+    """What a container's environment says of the pod's size."""
+    found = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+    return {name: value for name, value in found.items() if name.startswith("KUZNIA_POD_")}
+
+
+@pytest.mark.parametrize(
+    ("words", "limits", "numbers"),
+    [
+        ((), ("4", "16Gi", "100Gi"), ("4", "16", "100")),
+        (
+            ("--cpu=500m", "--memory=1536Mi", "--disk=1.5Ti"),
+            ("500m", "1536Mi", "1.5Ti"),
+            ("0.5", "1.5", "1536"),
+        ),
+        (("--cpu", "2.5", "--memory", "8G"), ("2.5", "8G", "100Gi"), ("2.5", "7.45058", "100")),
+    ],
+)
+def test_every_container_gets_and_is_told_what_training_gets(
+    words: tuple[str, ...], limits: tuple[str, ...], numbers: tuple[str, ...], spec: Path
+) -> None:
+    pod = documents("job", spec, *words)[1]["spec"]["template"]["spec"]
+    sizes = dict(zip(("cpu", "memory", "ephemeral-storage"), limits, strict=True))
+    names = ("KUZNIA_POD_CPU", "KUZNIA_POD_MEMORY", "KUZNIA_POD_DISK")
+    for container in (*pod["initContainers"], *pod["containers"]):
+        assert container["resources"] == {"requests": sizes, "limits": sizes}
+        assert told(container) == dict(zip(names, numbers, strict=True))
+
+
+def test_several_gpus_get_as_many_times_the_cores_and_memory_that_plan_counts_with(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUZNIA_POD_CPU", "3")  # of whoever renders
+    spec.write_text(SPEC.format(hardware="l4") + "gpus: 4\n")
+    pod = documents("job", spec, "--cpu", "6", "--memory=10.5Gi")[1]["spec"]["template"]["spec"]
+    (train,) = pod["containers"]
+    assert train["resources"]["limits"] == {
+        "cpu": "24",
+        "memory": "42.0Gi",
+        "ephemeral-storage": "100Gi",
+        "nvidia.com/gpu": "4",
+    }
+    sizes = {"KUZNIA_POD_CPU": "6", "KUZNIA_POD_MEMORY": "10.5", "KUZNIA_POD_DISK": "100"}
+    assert [told(c) for c in (*pod["initContainers"], train)] == [sizes] * len(CHAIN)
+
+
+def test_plan_plans_for_what_training_gets(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's run spec, with nothing but what the how-to's ConfigMap and the Job give."""
+    demo = yaml.safe_load((ROOT / "examples/demo/train.yaml").read_text("utf-8"))
+    for split in ("train", "test"):
+        demo["data"][split] = (ROOT / "examples/demo" / f"{split}.jsonl").as_uri()
+    spec.write_text(yaml.safe_dump(demo | {"hardware": "cpu"}))
+    carried, job = documents("job", spec, "--cpu", "3", "--memory", "6Gi")
+    plan = job["spec"]["template"]["spec"]["initContainers"][0]
+    folder = spec.parent / "kuznia"
+    values = {entry["name"]: entry["value"] for entry in plan["env"] if "value" in entry}
+    for name, value in {"KUZNIA_STORE": (folder / "store").as_uri(), **values}.items():
+        monkeypatch.setenv(name, value)
+    (folder / "cgroup").mkdir(parents=True)
+    (folder / "cgroup" / "cpu.max").write_text("100000 100000\n")
+    (folder / "cgroup" / "memory.max").write_text(f"{2**30}\n")
+    monkeypatch.setattr(machine, "_CGROUP", folder / "cgroup")
+    config = carried["data"]["train.yaml"]
+    words = [word.replace("$(KUZNIA_CONFIG)", config) for word in plan["args"]]
+    words = [f"{folder.parent}{word}" if word.startswith("/kuznia/") else word for word in words]
+    assert run_step(words) == 0
+    made = json.loads((folder / "out" / "plan.json").read_text("utf-8"))
+    assert made["hardware"]["threads"] == 3
+    assert made["estimate"]["memory_available_gib"] == 6
+    assert settings.in_a_pod()
+
+
+def test_every_fault_of_a_job_is_named_at_once(spec: Path) -> None:
+    spec.write_text(SPEC.format(hardware="cpu") + "seed: -1\n")
+    words = ("--cpu=4cores", "--memory", "16", "--disk=0Gi", "--image=train=latest")
+    assert refusal("job", spec, *words) == [
+        "--cpu '4cores': is no amount of cores; write 4 or 500m",
+        "--memory '16': is no amount of memory; write 16Gi or 512Mi",
+        "--disk '0Gi': is no amount of disk; write 100Gi or 500Mi",
+        "--image train=latest: is no image with a tag or digest; write HOST/PATH:TAG",
+        f"{spec}: seed: -1 is below 0; choose a value within the bound",
+    ]
+
+
 def test_without_a_gpu_class_the_plan_cannot_choose_one(spec: Path) -> None:
     spec.write_text(SPEC.format(hardware="auto"))
     pod = documents("job", spec)[1]["spec"]["template"]["spec"]
     assert {"name": "KUZNIA_GPU_CLASSES", "value": ""} in pod["initContainers"][0]["env"]
+    assert {"name": "KUZNIA_QUOTA", "value": ""} in pod["initContainers"][0]["env"]
     assert "nodeSelector" not in pod
 
 
@@ -163,7 +252,12 @@ def test_several_nodes_are_pods_that_find_each_other(spec: Path) -> None:
     containers = [*pod["initContainers"], *pod["containers"]]
     assert [meeting in c.get("env", []) for c in containers] == [True, False, False, True]
     (train,) = pod["containers"]
-    assert train["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert train["resources"]["limits"] == {
+        "cpu": "8",
+        "memory": "32Gi",
+        "ephemeral-storage": "100Gi",
+        "nvidia.com/gpu": "2",
+    }
     mounts = {mount["name"]: mount["mountPath"] for mount in train["volumeMounts"]}
     ours = templates()["train"]["container"]["volumeMounts"]
     assert mounts == {**{m["name"]: m["mountPath"] for m in ours}, "shm": "/dev/shm"}
@@ -276,4 +370,38 @@ def test_every_image_that_is_wrong_is_named() -> None:
         "is no image with a tag or digest",
         "latest is another image every day",
         "is no image with a tag or digest",
+    ]
+
+
+def images_file(folder: Path, **images: str) -> Path:
+    path = folder / "images.yaml"
+    path.write_text(yaml.safe_dump({"images": images}))
+    return path
+
+
+def test_the_job_takes_all_images_from_the_map_that_make_images_prints(spec: Path) -> None:
+    names = ("platform", "gateway", "mlflow", "train", "serve")
+    where = {name: f"registry.example.org/kuznia-{name}@sha256:{'a' * 64}" for name in names}
+    words = ("--images", images_file(spec.parent, **where))
+    pod = documents("job", spec, *words)[1]["spec"]["template"]["spec"]
+    used = [container["image"] for container in (*pod["initContainers"], *pod["containers"])]
+    assert used == [where[name] for name in ("platform", "platform", "serve", "train")]
+    (template,) = documents("template", *words, "--image", "train=mine:1")
+    images = {t["name"]: t["container"]["image"] for t in template["spec"]["templates"][:4]}
+    assert images == dict(zip(CHAIN, [*used[:3], "mine:1"], strict=True))
+
+
+def test_a_map_of_images_that_is_wrong_is_named(spec: Path) -> None:
+    path = images_file(spec.parent, trian="a:1", train="registry.example.org/train", serve="a:1")
+    assert refusal("job", spec, "--images", path) == [
+        f"{path}: images.train: is no image with a tag or digest; write HOST/PATH:TAG",
+        f"{path}: images.trian: no step uses 'trian'; name platform, serve, train",
+    ]
+    path.write_text("platform: a:1\n")
+    assert refusal("job", spec, "--images", path) == [
+        f"{path}: has no map images; give what `make images` printed"
+    ]
+    path.unlink()
+    assert refusal("job", spec, "--images", path) == [
+        f"{path}: no such file; `make images` prints it"
     ]

@@ -89,7 +89,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"acme": tenant(storage={"store": "file:///storage/store"})},
         {},
         f"{ACME}/tenant.yaml: storage.store: file:///storage/store needs a claim; set "
-        "storage.claim_gib",
+        "storage.claim_gib, or storage.existing_claim",
     ),
     "serving claim": (
         {"acme": tenant(storage={"store": "file:///storage/store", "claim_gib": 1})},

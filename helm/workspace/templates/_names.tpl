@@ -7,7 +7,7 @@
 {{- if .Values.tenant }}
 {{- if not .Values.store }}{{ fail (printf "workspace %s: store is not set; set store: s3://bucket/%s, gs://bucket/%s or file:///storage/store" .Values.tenant .Values.tenant .Values.tenant) }}{{ end }}
 {{- if and (hasPrefix "file://" .Values.store) (not (hasPrefix "file:///storage/" .Values.store)) }}{{ fail (printf "workspace %s: store: %s is not on the claim; set file:///storage/store" .Values.tenant .Values.store) }}{{ end }}
-{{- if and (hasPrefix "file://" .Values.store) (not .Values.storage.claim) }}{{ fail (printf "workspace %s: store: %s needs a claim; set storage.claim: true" .Values.tenant .Values.store) }}{{ end }}
+{{- if and (hasPrefix "file://" .Values.store) (not (include "workspace.claim" .)) }}{{ fail (printf "workspace %s: store: %s needs a claim; set storage.claim: true" .Values.tenant .Values.store) }}{{ end }}
 {{- if and (not .Values.mlflow.enabled) (not .Values.mlflow.trackingUri) }}{{ fail (printf "workspace %s: mlflow is not enabled; set mlflow.trackingUri to the one to use" .Values.tenant) }}{{ end }}
 {{- if and .Values.hardware.queue (not .Values.hardware.clusterQueue) }}{{ fail (printf "workspace %s: hardware.queue has no ClusterQueue; set hardware.clusterQueue" .Values.tenant) }}{{ end -}}
 yes
@@ -18,6 +18,24 @@ yes
 {{- define "workspace.keep" -}}
 helm.sh/resource-policy: keep
 argocd.argoproj.io/sync-options: Prune=confirm,Delete=confirm
+{{- end }}
+
+{{/* What old runs and schedules name: it stays when it is rendered no more. */}}
+{{- define "workspace.stay" -}}
+helm.sh/resource-policy: keep
+argocd.argoproj.io/sync-options: Prune=false
+argocd.argoproj.io/compare-options: IgnoreExtraneous
+{{- end }}
+
+{{/* Name of the claim at /storage; empty for none. */}}
+{{- define "workspace.claim" -}}
+{{ .Values.storage.existingClaim | default (ternary "kuznia-storage" "" .Values.storage.claim) }}
+{{- end }}
+
+{{/* What a container gets that names no amounts, such as Argo's own in each pod. */}}
+{{- define "workspace.unnamed" -}}
+limits: {cpu: 500m, memory: 256Mi}
+requests: {cpu: 10m, memory: 64Mi}
 {{- end }}
 
 {{- define "workspace.labels" -}}
