@@ -33,7 +33,6 @@ def workspace_values(name: str, tenant: Tenant, platform: Platform) -> dict[str,
         "storage": {
             "claim": tenant.storage.claim_gib > 0,
             "size": f"{tenant.storage.claim_gib or 100}Gi",
-            "storageClass": tenant.storage.storage_class,
             "existingClaim": tenant.storage.existing_claim,
         },
         "hardware": {
@@ -58,6 +57,9 @@ def workspace_values(name: str, tenant: Tenant, platform: Platform) -> dict[str,
             "quota": _hard(inference.gpus, inference.cpu, inference.memory_gib),
         },
     }
+    # What a tenant leaves out the platform may say for all.
+    if tenant.storage.storage_class:
+        made["storage"]["storageClass"] = tenant.storage.storage_class
     if tenant.storage.access_modes:
         made["storage"]["accessModes"] = list(tenant.storage.access_modes)
     if tenant.storage.secret:

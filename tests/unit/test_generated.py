@@ -162,11 +162,16 @@ def test_another_cluster_gets_all_of_a_tenant(tmp_path: Path) -> None:
 def test_what_the_platform_sets_for_all_a_tenant_overrides(tmp_path: Path) -> None:
     checkout(tmp_path)
     more = {
-        "workspace": {"mlflow": {"size": "1Gi", "storageClass": "fast"}, "retry": {"pause": "1s"}}
+        "workspace": {
+            "mlflow": {"size": "1Gi", "storageClass": "fast"},
+            "storage": {"storageClass": "fast", "accessModes": ["ReadWriteOnce"]},
+            "retry": {"pause": "1s"},
+        }
     }
     write(tmp_path, {"platform.yaml": {**PLATFORM_FILE, **more}})
     (values,) = made(tmp_path)["acme/values/workspace.yaml"]
     assert values["mlflow"] == {"size": "5Gi", "storageClass": "fast", "backend": "sqlite"}
+    assert values["storage"].items() >= more["workspace"]["storage"].items()
     assert values["retry"] == {"pause": "1s"}
 
 
