@@ -148,7 +148,7 @@ def test_a_persons_mistake_ends_the_job_at_once(namespace: str, tmp_path: Path) 
     assert status["failed"] == 1
     failed = next(each for each in status["conditions"] if each["type"] == "Failed")
     assert failed["reason"] == "PodFailurePolicy"
-    assert "config: data.train: file:///storage/store/train.jsonl does not" in why(namespace, job)
+    assert "config: data.train: train.jsonl does not exist; correct it" in why(namespace, job)
 
 
 def trained_to(space: str, job: str) -> tuple[str, list[int]]:
