@@ -40,8 +40,10 @@ def main() -> None:
     name = f"load-{secrets.token_hex(2)}"
     mlflow = {"enabled": False, "trackingUri": "http://nowhere:5000"}
     images = dict.fromkeys(("platform", "train", "serve"), IMAGE)
-    small = {"cpu": "10m", "memory": "32Mi"}
-    sizes = {"requests": small, "limits": {"cpu": "1", "memory": "256Mi"}}
+    # The disk, too: by the chart's 100Gi, two pods would fill the node.
+    small = {"cpu": "10m", "memory": "32Mi", "ephemeral-storage": "10Mi"}
+    large = {"cpu": "1", "memory": "256Mi", "ephemeral-storage": "1Gi"}
+    sizes = {"requests": small, "limits": large}
     pods = {"heavy": sizes, "light": sizes}
     values = {
         "images": images,
