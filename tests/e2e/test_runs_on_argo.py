@@ -204,7 +204,7 @@ INTERRUPTIONS = (
 def test_a_training_survives_everything_and_ends_as_if_undisturbed(
     acme: Tenant, tiny_base: Path, tmp_path: Path
 ) -> None:
-    spec = write_spec(acme, tmp_path, "survivor", epochs=400)
+    spec = write_spec(acme, tmp_path, "survivor", epochs=200)
     done = acme.kuznia("run", spec.name, "--on", "cluster", "--detach", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run = json.loads(done.stdout)["run"]
