@@ -8,7 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from kuznia.errors import InputError
-from workflows.render import labels_of, namespace_of, submission
+from workflows.render import collected, labels_of, namespace_of, submission
 from workflows.submit import compiled
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -30,10 +30,8 @@ def cron(path: Path, schedule: str, timezone: str | None, namespace: str | None)
     with all that is wrong with spec, schedule and time zone.
     """
     problems = schedule_problems(schedule) + timezone_problems(timezone)
-    try:
+    with collected(problems):
         submitted = submission(path)
-    except InputError as error:
-        raise InputError(problems + error.problems) from None
     if problems:
         raise InputError(problems)
     spec = {
