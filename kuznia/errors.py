@@ -8,7 +8,8 @@ KuzniaError                 exit 1   our bug, or a fault nobody foresaw
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class KuzniaError(Exception):
@@ -29,6 +30,15 @@ class InputError(KuzniaError):
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+@contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """Add the problems of an InputError to others, so that all are named at once."""
+    try:
+        yield
+    except InputError as error:
+        problems += error.problems
 
 
 class DependencyError(KuzniaError):

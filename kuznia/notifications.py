@@ -21,7 +21,7 @@ import httpx
 
 from kuznia.contracts.base import Contract
 from kuznia.contracts.steps import Verdict
-from kuznia.errors import DependencyError, InputError
+from kuznia.errors import DependencyError, InputError, collected
 
 TIMEOUT = 10.0
 """Seconds that a receiver has for each answer."""
@@ -94,12 +94,10 @@ def receivers(environment: Mapping[str, str] = os.environ) -> list[Receiver]:
     found: list[Receiver] = []
     problems: list[str] = []
     webhook, smtp = (environment.get(place, "") for place in PLACES)
-    try:
+    with collected(problems):
         if webhook:
             found.append(Webhook(webhook))
-    except InputError as error:
-        problems += error.problems
-    try:
+    with collected(problems):
         if smtp:
             found.append(
                 Mail(
@@ -108,8 +106,6 @@ def receivers(environment: Mapping[str, str] = os.environ) -> list[Receiver]:
                     environment.get("KUZNIA_NOTIFY_EMAIL_TO", ""),
                 )
             )
-    except InputError as error:
-        problems += error.problems
     if problems:
         raise InputError(problems)
     return found
@@ -171,10 +167,8 @@ class Mail:
                 for name in names
                 if "@" not in parseaddr(name)[1] or not name.isprintable()
             ]
-        try:
+        with collected(problems):
             self._parts = _address(PLACES[1], url, ("smtp", "smtps"))
-        except InputError as error:
-            problems += error.problems
         if problems:
             raise InputError(problems)
 

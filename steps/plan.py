@@ -16,8 +16,8 @@ from typing import Any
 from kuznia.contracts.catalogue import BaseModelEntry, Catalogue, load_catalogue
 from kuznia.contracts.runspec import RunSpec, parse_run_spec
 from kuznia.contracts.steps import Estimate, Hardware, PlanInputs, PlanOutputs
-from kuznia.errors import InputError
-from kuznia.settings import rendezvous
+from kuznia.errors import InputError, collected
+from kuznia.settings import rendezvous, tenant
 from kuznia.sources import data_file, name_of
 from steps.context import Context
 from steps.estimates import Survey, Training, survey
@@ -89,21 +89,17 @@ def _resolve(
     spec: RunSpec, catalogue: Catalogue, context: Context
 ) -> tuple[BaseModelEntry, Place, Survey]:
     """What the spec names; InputError with everything that there is not."""
-    problems = list(tenant_problems(spec, _SPEC))
+    problems = list(tenant_problems(spec, tenant(), _SPEC))
     if spec.nodes > 1 and not rendezvous():
         problems.append(
             f"{_SPEC}: nodes: {spec.nodes} nodes train together only in a Job of their own; set "
             "nodes: 1, or print that Job with `kuznia render job`"
         )
     base = place = rows = None
-    try:
+    with collected(problems):
         base = catalogue.base(spec.base, _SPEC)
-    except InputError as error:
-        problems += error.problems
-    try:
+    with collected(problems):
         place = place_of(spec, catalogue, _SPEC)
-    except InputError as error:
-        problems += error.problems
     for key, uri in (("train", spec.data.train), ("test", spec.data.test)):
         try:
             path = data_file(uri, context.workdir / key) if uri else None

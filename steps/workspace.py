@@ -24,8 +24,8 @@ _NAMES = {
 """Amounts of a ResourceQuota that are compared, with the unit that people think in."""
 
 
-def tenant_problems(spec: RunSpec, spec_name: str) -> Iterator[str]:
-    here = settings.tenant()
+def tenant_problems(spec: RunSpec, here: str, spec_name: str) -> Iterator[str]:
+    """One line for the run of another tenant than the workspace is for (`here`; empty: any)."""
     if here and spec.tenant != here:
         yield (
             f"{spec_name}: tenant: {spec.tenant}, but this workspace is {here}'s; set tenant: "

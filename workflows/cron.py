@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from kuznia.errors import InputError
-from workflows.render import collected, labels_of, namespace_of, submission
+from kuznia.errors import InputError, collected
+from workflows.render import labels_of, namespace_of, submission
 from workflows.submit import compiled
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")

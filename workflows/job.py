@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kuznia.contracts.catalogue import load_catalogue
-from kuznia.errors import InputError
+from kuznia.errors import InputError, collected
 from steps.placement import cpu_problems, place_of, pod_of
-from workflows.render import collected, labels_of, namespace_of, submission, template
+from workflows.render import labels_of, namespace_of, submission, template
 from workflows.sizes import size_problems, times, variables
 from workflows.submit import TEMPLATE, Submission
 from workflows.subset import Step, load, substitute

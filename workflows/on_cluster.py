@@ -12,6 +12,7 @@ import kuznia.settings
 from kuznia.contracts.base import digest_of
 from kuznia.contracts.runspec import RunSpec
 from kuznia.errors import DependencyError, InputError
+from steps.workspace import tenant_problems
 from workflows.cluster import Cluster
 from workflows.nodes import ENDED
 from workflows.render import labels_of
@@ -35,6 +36,8 @@ def submit(
     _, spec, files = check(path, base=False)
     cluster = Cluster(namespace or f"{spec.tenant}-training", context)
     settings = workspace(cluster)
+    if problems := list(tenant_problems(spec, settings.get("KUZNIA_TENANT", ""), str(path))):
+        raise InputError(problems)
     store = settings["KUZNIA_STORE"]
     if store.startswith("file://") and files:
         raise InputError(_not_on_the_volume(path, spec, files, store))

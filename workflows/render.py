@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -77,15 +76,6 @@ def _map_of(file: Path | None) -> dict[str, str]:
 
 def _containers(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [t["container"] for t in document["spec"]["templates"] if "container" in t]
-
-
-@contextmanager
-def collected(problems: list[str]) -> Iterator[None]:
-    """Add the problems of an InputError to others, so that all are named at once."""
-    try:
-        yield
-    except InputError as error:
-        problems += error.problems
 
 
 def submission(path: Path) -> Submission:

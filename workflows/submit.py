@@ -14,7 +14,7 @@ from kuznia import __version__, settings
 from kuznia.contracts.base import digest_of
 from kuznia.contracts.catalogue import load_catalogue
 from kuznia.contracts.runspec import RunSpec, is_uri, parse_run_spec
-from kuznia.errors import InputError
+from kuznia.errors import InputError, collected
 from kuznia.manifest import file_digest
 from kuznia.store import open_store
 from workflows.environments import ROOT
@@ -89,12 +89,10 @@ def check(path: Path, base: bool = True) -> tuple[str, RunSpec, dict[str, Path]]
         raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     problems: list[str] = []
     spec = None
-    try:
+    with collected(problems):
         spec = parse_run_spec(text, str(path))
         if base:
             load_catalogue().base(spec.base, str(path))
-    except InputError as error:
-        problems += error.problems
     files = {key: path.parent / name for key, name in _data_paths(text).items()}
     for key, file in files.items():
         if not file.is_file():

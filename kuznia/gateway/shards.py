@@ -15,7 +15,7 @@ from typing import Any
 
 from kuznia.contracts.base import parse
 from kuznia.contracts.tenant import Access
-from kuznia.errors import InputError
+from kuznia.errors import InputError, collected
 from kuznia.gateway.table import Table
 
 PARTS = 8
@@ -105,10 +105,8 @@ def _read(files: tuple[tuple[Path, tuple[int, int, int]], ...]) -> Table:
     problems: list[str] = []
     parts = []
     for path, _ in files:
-        try:
+        with collected(problems):
             parts.append(_part(path))
-        except InputError as error:
-            problems += error.problems
     if problems:
         raise InputError(problems)
     return merged(parts)

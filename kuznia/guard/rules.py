@@ -12,7 +12,7 @@ import re2  # type: ignore[import-untyped]
 
 from kuznia.contracts.base import FAST, digest_of
 from kuznia.contracts.guard import Action, Direction, Policy, Rule
-from kuznia.errors import InputError
+from kuznia.errors import InputError, collected
 from kuznia.guard.detectors import DETECTORS, Check, Detector
 from kuznia.guard.folding import Folding
 from kuznia.guard.patterns import Pattern
@@ -74,16 +74,13 @@ class RuleSet:
                 continue
             place = f"policy {policy.name}: rule {rule.name}"
             for detector in _detectors(rule, folding):
-                try:
+                with collected(problems):
                     pattern = Pattern(detector.pattern, place, policy.window)
                     self.finders.append(_finder(rule, detector, pattern, place))
-                except InputError as error:
-                    problems += error.problems
-                    continue
-                wholes.append(pattern.whole)
-                beginnings.append(pattern.begun)
-                # A character of the text can take four bytes.
-                self.longest = max(self.longest, pattern.most * 4)
+                    wholes.append(pattern.whole)
+                    beginnings.append(pattern.begun)
+                    # A character of the text can take four bytes.
+                    self.longest = max(self.longest, pattern.most * 4)
         if problems:
             raise InputError(problems)
         self.any_of = self.begun = None

@@ -413,13 +413,27 @@ def test_ctrl_c_detaches_and_a_deleted_run_is_noticed(place: Place) -> None:
 
 
 def test_the_data_are_uploaded_to_the_store_that_the_cluster_names(
-    make: Make, s3_bucket: str, s3_server: str
+    make: Make, s3_bucket: str, s3_server: str, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Where pods reach the store is not where this machine does: its own settings win.
-    settings = {"KUZNIA_STORE": s3_bucket, "AWS_ENDPOINT_URL": "http://store.invalid:9000"}
+    settings = {
+        "KUZNIA_STORE": s3_bucket,
+        "AWS_ENDPOINT_URL": "http://store.invalid:9000",
+        "KUZNIA_TENANT": f"{mark}-far",
+    }
     remote = make("far", settings)
     (remote.folder / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
-    spec = remote.spec("works", data={"train": "rows.jsonl", "format": "alpaca"})
+    data = {"train": "rows.jsonl", "format": "alpaca"}
+    spec = remote.spec("others", data=data, tenant="globex")
+    refused = here(
+        monkeypatch, remote.kubeconfig, "run", spec, "--on", "cluster", "-n", remote.namespace
+    )
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        f"error: {spec}: tenant: globex, but this workspace is {remote.tenant}'s; set tenant: "
+        f"{remote.tenant}, or submit it to globex-training\n",
+    )
+    spec = remote.spec("works", data=data)
     process = kuznia(remote, "run", spec, "--on", "cluster", "--detach", "--json", KUZNIA_STORE="x")
     assert process.end() == 0, process.said
     (key,) = [key for key, _ in open_store(s3_bucket).keys("datasets")]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import ExitStack
 
 import pytest
 
 from kuznia.serving import free_port
 from steps import drain
+from tests.fixtures.listening import Handler, listening
 
 Looks = list[tuple[int, int]]
 Serve = Callable[[Looks, int], str]
@@ -20,10 +20,10 @@ Serve = Callable[[Looks, int], str]
 def serve() -> Iterator[Serve]:
     """A server that says in turn what is under way and how many it has answered, the last pair for
     ever, with a status; its URL."""
-    servers: list[HTTPServer] = []
+    servers = ExitStack()
 
     def start(looks: Looks, status: int) -> str:
-        class Handler(BaseHTTPRequestHandler):
+        class Vllm(Handler):
             def do_GET(self) -> None:
                 under_way, answered = looks[0]
                 if self.path == "/load":
@@ -40,18 +40,10 @@ def serve() -> Iterator[Serve]:
                 self.end_headers()
                 self.wfile.write(text.encode())
 
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
+        return servers.enter_context(listening(Vllm))
 
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with servers:
+        yield start
 
 
 def seconds(url: str, finish: str = "30") -> float:

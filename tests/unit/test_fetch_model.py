@@ -100,10 +100,10 @@ def web(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """The case's folder behind https, with a token."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("NO_PROXY", "localhost")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("KUZNIA_HTTP_TOKEN", "secret")
     with serve(Web(case.folder, token="secret"), context) as web:
         case.at(web.url)
@@ -167,7 +167,7 @@ def test_the_hub(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(Web(case.folder, token="hub")) as web:
         monkeypatch.setenv("HF_ENDPOINT", web.url)
         monkeypatch.setenv("HF_TOKEN", "hub")
-        monkeypatch.setenv("NO_PROXY", "localhost")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         case.at("hf://acme/support@0a1b")
         assert case.run() == 0
     assert case.is_there()

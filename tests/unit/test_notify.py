@@ -7,13 +7,11 @@ import json
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from email import message_from_bytes
 from email.message import Message
 from email.policy import default
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from kuznia.serving import free_port
 from kuznia.store import open_store
 from steps import __main__ as steps
 from steps.notify import main
+from tests.fixtures.listening import Handler, listening
 from workflows.environments import ROOT
 
 SECRET = "T0/B0/sEcReT"
@@ -78,32 +77,26 @@ class Hook:
         self.answers: list[int] = []
         self.got: list[dict[str, Any]] = []
         self.pause = 0.0
-        hook = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                hook.got.append({"path": self.path, **json.loads(body)})
-                time.sleep(hook.pause)
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    self.send_response(hook.answers.pop(0) if hook.answers else 200)
-                    self.end_headers()
-
-            def log_message(self, *words: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/{SECRET}"
+        self.url = ""
 
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
     made = Hook()
-    threading.Thread(target=made.server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setenv("KUZNIA_NOTIFY_WEBHOOK", made.url)
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+
+    class Webhook(Handler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            made.got.append({"path": self.path, **json.loads(body)})
+            time.sleep(made.pause)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.send_response(made.answers.pop(0) if made.answers else 200)
+                self.end_headers()
+
+    with listening(Webhook) as url:
+        made.url = f"{url}/{SECRET}"
+        monkeypatch.setenv("KUZNIA_NOTIFY_WEBHOOK", made.url)
+        yield made
 
 
 class Inbox:

@@ -362,6 +362,14 @@ def test_on_a_cluster_without_gpus_the_pod_is_the_machine(
     assert (made.pod.patch, made.pod.queue) == ("{}", "")
 
 
+@pytest.fixture
+def small_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workspace with L4s, whose pods have 4 cores and 16 GiB."""
+    monkeypatch.setenv("KUZNIA_GPU_CLASSES", "l4")
+    monkeypatch.setenv("KUZNIA_POD_CPU", "4")
+    monkeypatch.setenv("KUZNIA_POD_MEMORY", "16")
+
+
 def quota(**hard: str | float) -> str:
     """KUZNIA_QUOTA as the chart writes it, for pods of 4 cores and 16 GiB."""
     size = {"cpu": "4", "memory": "16Gi"}
@@ -374,7 +382,7 @@ def quota(**hard: str | float) -> str:
     return json.dumps({"hard": names, "pod": {"limits": size}, "beside": [argo]})
 
 
-@pytest.mark.usefixtures("large_disk")
+@pytest.mark.usefixtures("large_disk", "small_pods")
 @pytest.mark.parametrize(
     ("hard", "changes", "problems"),
     [
@@ -423,20 +431,14 @@ def test_what_the_quota_can_never_hold_is_refused(
     changes: dict[str, Any],
     problems: list[str],
 ) -> None:
-    monkeypatch.setenv("KUZNIA_GPU_CLASSES", "l4")
-    monkeypatch.setenv("KUZNIA_POD_CPU", "4")
-    monkeypatch.setenv("KUZNIA_POD_MEMORY", "16")
     monkeypatch.setenv("KUZNIA_QUOTA", quota(**hard))
     assert refused(planner, **changes) == problems
 
 
-@pytest.mark.usefixtures("large_disk")
+@pytest.mark.usefixtures("large_disk", "small_pods")
 def test_what_the_quota_just_holds_is_planned(
     planner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KUZNIA_GPU_CLASSES", "l4")
-    monkeypatch.setenv("KUZNIA_POD_CPU", "4")
-    monkeypatch.setenv("KUZNIA_POD_MEMORY", "16")
     exact = quota(requests_gpu=2, requests_cpu="8010m", limits_cpu=8.5, limits_memory="33024Mi")
     monkeypatch.setenv("KUZNIA_QUOTA", exact)
     assert planner(gpus=2).hardware.gpus == 2

@@ -7,15 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fixtures.listening import Handler, listening
 from workflows.environments import ROOT
 
 VERSION, BASE = [-0.1, -0.2], [-4.0, -5.0]
@@ -63,7 +62,7 @@ class Served:
 def served() -> Iterator[Served]:
     facts = Served()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Vllm(Handler):
         def do_GET(self) -> None:
             self.reply({})
 
@@ -78,17 +77,8 @@ def served() -> Iterator[Served]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    facts.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield facts
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(Vllm) as facts.url:
+        yield facts
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ import pytest
 from kuznia.errors import DependencyError, InputError
 from kuznia.sources import copy_model, data_file, fetch_model, name_of
 from kuznia.store import open_store
+from tests.fixtures.listening import Handler, listening
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = {
@@ -36,7 +35,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Handler):
     """The part of the hub's protocol that a download uses; repository acme/tiny and a data set."""
 
     files = {"acme/tiny": MODEL, "datasets/acme/rows": {"data/train.jsonl": b'{"a": 1}\n'}}
@@ -89,20 +88,12 @@ class Hub(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(content)
 
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Keep quiet."""
-
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    yield
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(Hub) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        yield
 
 
 def test_a_folder_is_used_where_it_lies(model: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from kuznia.errors import DependencyError, InputError
 from kuznia.manifest import MANIFEST, write_manifest
 from kuznia.store import Store, folder_of, open_store
+from tests.fixtures.listening import Handler, listening
 
 EMULATED = ["gs"] if os.environ.get("STORAGE_EMULATOR_HOST") else []
 """Kinds of store that only a server from outside can stand in for."""
@@ -67,7 +66,7 @@ def test_everything_has_the_checksum_that_a_locked_bucket_wants(
     """As AWS refuses it without; no server here does, so what is sent is looked at."""
     seen = {}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Bucket(Handler):
         def do_PUT(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
@@ -76,18 +75,13 @@ def test_everything_has_the_checksum_that_a_locked_bucket_wants(
             self.send_header("ETag", '"1"')
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
     (tmp_path / "file").write_bytes(b"value")
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    with listening(Bucket) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         store = open_store("s3://bucket")
         store.write("written", b"value")
         store.create("created", b"value")
         store.put_file(tmp_path / "file", "put")
-        server.shutdown()
     assert seen == dict.fromkeys(("/bucket/written", "/bucket/created", "/bucket/put"), True)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import yaml
 
 from examples.submit_with_hera import main
+from tests.fixtures.listening import Handler, listening
 from workflows.submit import prepare
 
 # Hera's own.
@@ -32,53 +31,40 @@ class ArgoServer:
     def __init__(self) -> None:
         self.workflow: dict[str, Any] | None = None
         self.asked: list[str] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                server.asked.append("create")
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if server.workflow:
-                    self.answer(409, {"message": "workflows.argoproj.io already exists"})
-                else:
-                    server.workflow = body["workflow"] | {"status": {"phase": "Succeeded"}}
-                    server.workflow["metadata"]["uid"] = "new"
-                    self.answer(200, server.workflow)
-
-            def do_GET(self) -> None:
-                server.asked.append("get")
-                self.answer(200, server.workflow or {})
-
-            def do_DELETE(self) -> None:
-                server.asked.append(self.path.partition("?")[2])
-                server.workflow = None
-                self.answer(200, {})
-
-            def answer(self, status: int, body: dict[str, Any]) -> None:
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(json.dumps(body).encode())
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 @pytest.fixture
 def argo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ArgoServer]:
     server = ArgoServer()
-    monkeypatch.setenv("ARGO_SERVER", server.url)
-    yield server
-    server.close()
+
+    class Workflows(Handler):
+        def do_POST(self) -> None:
+            server.asked.append("create")
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if server.workflow:
+                self.answer(409, {"message": "workflows.argoproj.io already exists"})
+            else:
+                server.workflow = body["workflow"] | {"status": {"phase": "Succeeded"}}
+                server.workflow["metadata"]["uid"] = "new"
+                self.answer(200, server.workflow)
+
+        def do_GET(self) -> None:
+            server.asked.append("get")
+            self.answer(200, server.workflow or {})
+
+        def do_DELETE(self) -> None:
+            server.asked.append(self.path.partition("?")[2])
+            server.workflow = None
+            self.answer(200, {})
+
+        def answer(self, status: int, body: dict[str, Any]) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+    with listening(Workflows) as url:
+        monkeypatch.setenv("ARGO_SERVER", url)
+        yield server
 
 
 @pytest.fixture
