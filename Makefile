@@ -37,7 +37,7 @@ check: setup ## Format, lint, types, layers, generated files, the registry in gi
 	python -m scripts.generate --check
 	kuznia check
 
-test: setup ## All tests that need no cluster and no GPU
+test: setup ## All tests that need no cluster, GPU or helm
 	pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 charts: setup ## Tests of the charts; they need helm and no cluster
@@ -58,8 +58,9 @@ lock: .tools/bin/uv ## Lock the requirements of all images and of development
 images: setup ## Build the container images; NAMES="train serve" for some, VARIANT=cuda, PUSH=registry/path
 	python -m scripts.images $(NAMES) $(if $(VARIANT),--variant $(VARIANT)) $(if $(PUSH),--push $(PUSH)) $(if $(ONCE_FOR),--once-for $(ONCE_FOR))
 
-bench: setup ## Run the benchmarks; tables go to docs/reference/performance.md
+bench: setup ## Run all benchmarks that can run here; tables go to docs/reference/performance.md
 	python -m bench
+	$(MAKE) generate
 
 clean: ## Remove what make made in this folder; runs and models in .kuznia stay
 	rm -rf .venv .tools build *.egg-info

@@ -2,7 +2,7 @@
 
 KuzniaError                 exit 1   our bug, or a fault nobody foresaw
 ├── InputError              exit 2   a person's file is wrong; never retried
-├── DependencyError         exit 3   store, tracker, network, port; the only one retried
+├── DependencyError         exit 3   store, tracker, network, port; retried
 └── Preempted               exit 75  stopped after a checkpoint; retried, resumes
 """
 

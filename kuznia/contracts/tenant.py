@@ -117,8 +117,6 @@ class Retention(Contract):
 
     audit_days: int = Field(default=190, ge=190)
     """Audit records; the AI Act asks for six months at least."""
-    runs_days: int = Field(default=365, ge=1)
-    """Files of runs; versions that are served are never removed."""
 
 
 class Tenant(Contract):

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -24,6 +24,9 @@ from obstore.store import LocalStore, from_url
 
 from kuznia.errors import DependencyError, InputError
 from kuznia.manifest import MANIFEST, SIGNATURE, file_digest, read_manifest, verify_folder
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
 
 CHUNK = 8 * 2**20
 """Bytes moved at once; also the part size of multipart uploads."""
@@ -271,8 +274,11 @@ def open_store(uri: str) -> Store:
         key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
         return Store(uri, from_url(uri, service_account_key=json.dumps(key)))
     if uri.startswith("s3://"):
-        # A bucket under Object Lock takes nothing without a checksum.
-        return Store(uri, from_url(uri, checksum_algorithm="SHA256"))
+        # Who names an address with http:// means it. A bucket under Object Lock takes nothing
+        # without a checksum.
+        plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        options: ClientConfig = {"allow_http": True} if plain else {}
+        return Store(uri, from_url(uri, client_options=options, checksum_algorithm="SHA256"))
     if uri.startswith("gs://"):
         return Store(uri, from_url(uri))
     raise InputError(f"KUZNIA_STORE: {uri!r} is not a store; use a folder, file://, s3:// or gs://")

@@ -49,7 +49,7 @@ SPEC = {
     "data": {"train": "train.jsonl", "format": "alpaca"},
     "card": {"purpose": "Brings the base model.", "owner": "tests", "risk": "minimal"},
 }
-S3_SETTINGS = {"AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
+S3_SETTINGS = {"AWS_REGION": "us-east-1"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

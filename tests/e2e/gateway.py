@@ -119,7 +119,6 @@ def registry(root: Path, home: Path, names: dict[str, Any], s3: S3, store: str) 
         "images": {"redis": redis["spec"]["template"]["spec"]["containers"][0]["image"]},
         "settings": {
             "AWS_REGION": "us-east-1",
-            "AWS_ALLOW_HTTP": "true",
             "AWS_ENDPOINT_URL": s3.inside,
         },
         "secret": "store",
@@ -185,7 +184,7 @@ def gateway(mark: str, s3: S3, home: Path) -> Iterator[Deployed]:
     need_api("applications.argoproj.io", "Argo CD")
     place, guarded, plain = f"{mark}-entry", f"{mark}-shop", f"{mark}-bank"
     keys = s3.account(place)
-    here = {"AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true", "AWS_ENDPOINT_URL": s3.here}
+    here = {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": s3.here}
     operator = Tenant("platform", f"s3://{place}", keys | here | {"KUZNIA_HOME": str(home)})
     # The first key that is asked for makes the one that signs all of them.
     operator.kuznia("keys", "create", "--tenant", plain, "--store", operator.store, cwd=home)

@@ -101,7 +101,6 @@ def tenant_file(name: str, s3: S3, public_key: str) -> dict[str, Any]:
             "store": f"s3://{name}",
             "settings": {
                 "AWS_REGION": "us-east-1",
-                "AWS_ALLOW_HTTP": "true",
                 "AWS_ENDPOINT_URL": s3.inside,
             },
         },
@@ -154,8 +153,7 @@ def platform(folder: Path, names: list[str], forge: Forge, s3: S3) -> Iterator[P
                 *("-n", f"{name}-training", "create", "secret", "generic", "kuznia-signing"),
                 f"--from-file=signing.pem={key}",
             )
-            here = {"AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
-            here |= accounts[name] | {"AWS_ENDPOINT_URL": s3.here}
+            here = accounts[name] | {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": s3.here}
             made.tenants[name] = Tenant(name, f"s3://{name}", here)
         for name in names:
             made.healthy(f"{name}-workspace", revision, 300)
