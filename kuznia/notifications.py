@@ -222,7 +222,9 @@ class Mail:
                     )
                 password = unquote(self._parts.password or "")
                 server.login(unquote(self._parts.username), password)
-            server.send_message(letter, self._sender, self._recipients)
+            # Without the names: not every server takes a name's letters in an address.
+            addresses = [parseaddr(each)[1] for each in (self._sender, *self._recipients)]
+            server.send_message(letter, addresses[0], addresses[1:])
 
     def _letter(self, message: Message) -> EmailMessage:
         letter = EmailMessage()

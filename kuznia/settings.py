@@ -11,8 +11,8 @@
 | KUZNIA_GPU_CLASSES     | GPU classes open here, with commas;    | the GPU that is here          |
 |                        | the first is `hardware: auto`          |                               |
 | KUZNIA_POD_CPU         | cores of a pod that trains             | this machine's                |
-| KUZNIA_POD_MEMORY      | its memory, GiB                        | this machine's                |
-| KUZNIA_POD_DISK        | its disk, GiB                          | what is free here             |
+| KUZNIA_POD_MEMORY      | its memory, as 16Gi                    | this machine's                |
+| KUZNIA_POD_DISK        | its disk, as 100Gi                     | what is free here             |
 | KUZNIA_QUOTA           | the namespace's quota, and what asks   | none                          |
 |                        | for a part of it, JSON; the chart      |                               |
 |                        | helm/workspace sets it                 |                               |
@@ -37,6 +37,8 @@ import json
 import os
 from pathlib import Path
 from typing import Any, Literal
+
+from kuznia.quantities import amount
 
 
 def home() -> Path:
@@ -79,7 +81,7 @@ def in_a_pod() -> bool:
 def pod_size(what: Literal["CPU", "MEMORY", "DISK"]) -> float | None:
     """Cores or GiB of a pod that trains, where the platform team has said so."""
     given = os.environ.get(f"KUZNIA_POD_{what}")
-    return float(given) if given else None
+    return float(amount(given) / (1 if what == "CPU" else 2**30)) if given else None
 
 
 def quota() -> dict[str, Any]:
@@ -90,6 +92,12 @@ def quota() -> dict[str, Any]:
     """
     found: dict[str, Any] = json.loads(os.environ.get("KUZNIA_QUOTA") or "{}")
     return found
+
+
+def workspace() -> dict[str, Any]:
+    """What the platform team allows and gives a run, by variable, as it stands now."""
+    names = ("TENANT", "GPU_CLASSES", "POD_CPU", "POD_MEMORY", "POD_DISK", "QUOTA", "QUEUE")
+    return {name: os.environ.get(f"KUZNIA_{name}", "") for name in names}
 
 
 def signing_key() -> str:

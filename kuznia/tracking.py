@@ -120,7 +120,8 @@ class Tracker:
         client = self._client = mlflow_client(self._uri)
         experiment = _experiment_id(client, self._experiment)
         found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{self._run}'")
-        run = found[0] if found else None
+        # The same run planned anew, for a corrected workspace, is another training.
+        run = next((each for each in found if self._agrees(each.data.params)), None)
         if run is None:
             tags = {RUN_TAG: self._run}
             run = client.create_run(experiment, tags=tags, run_name=self._run)
@@ -137,6 +138,10 @@ class Tracker:
         }
         client.update_run(run.info.run_id, status="RUNNING")
         self._run_id = run.info.run_id
+
+    def _agrees(self, known: dict[str, str]) -> bool:
+        """Not so where a run was planned anew for a corrected workspace: that trains anew."""
+        return all(self._parameters.get(key, value) == value for key, value in known.items())
 
 
 def _experiment_id(client: Any, name: str) -> str:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from kuznia import __version__, settings
 from kuznia.contracts import steps as contracts
 from kuznia.contracts.base import Contract, canonical_json, digest_of, problems_of
+from kuznia.contracts.catalogue import load_catalogue
 from kuznia.contracts.runspec import parse_run_spec
 from kuznia.errors import InputError, KuzniaError
 from kuznia.store import open_store
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     except KuzniaError as error:
         return report_failure(error)
     arguments.outputs.parent.mkdir(parents=True, exist_ok=True)
-    arguments.outputs.write_bytes(canonical_json(outputs))
+    # Two braces in a row would be a reference to Argo, as in rows about {{Order Number}}.
+    arguments.outputs.write_bytes(canonical_json(outputs).replace(b"{{", rb"{\u007b"))
     return 0
 
 
@@ -67,9 +69,12 @@ def run_step(name: str, values: dict[str, Any], workdir: Path) -> Contract:
     context = Context(store, settings.tracking_uri(), workdir, settings.cache())
     folder = f"{_prefix(inputs)}/{name}"
     key = f"{folder}/result.json"
-    digest = digest_of(
-        {"step": name, "kuznia": __version__, "inputs": inputs.model_dump(mode="json")}
-    )
+    known = {"step": name, "kuznia": __version__, "inputs": inputs.model_dump(mode="json")}
+    if name == "plan":
+        # The others go by the plan.
+        catalogue = load_catalogue().model_dump(mode="json")
+        known["workspace"] = settings.workspace() | {"catalogue": catalogue}
+    digest = digest_of(known)
     try:
         finished = json.loads(store.read(key))
     except FileNotFoundError:

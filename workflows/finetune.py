@@ -97,25 +97,36 @@ def _step(name: str, needs: Needs) -> Container:
     arguments = [name]
     for field, is_text in fields_of(name).items():
         option = "--text" if is_text else "--input"
-        arguments += [option, f"{field}={{{{inputs.parameters.{field}}}}}"]
+        arguments += [option, f"{field}={_verbatim(f'inputs.parameters[{field!r}]')}"]
     arguments += ["--outputs", OUTPUTS, "--workdir", "/kuznia/work"]
     return container(name, needs, "steps", arguments, list(fields_of(name)))
+
+
+def _verbatim(value: str) -> str:
+    """Argo's reference to a value, for a container's arguments.
+
+    Kubernetes replaces $(NAME) there, a Secret's variable too, and makes one $ of two.
+    """
+    return f"{{{{=sprig.replace('$', '$$', {value})}}}}"
 
 
 def _notify() -> Container:
     """The exit handler: whatever the end, say it once, with the reason, and count it."""
     facts = {
-        "run": "workflow.parameters.run",
         "workflow": "workflow.name",
         "uid": "workflow.uid",
         "namespace": "workflow.namespace",
-        "config": "workflow.parameters.config",
         "status": "workflow.status",
-        "failures": "workflow.failures",
         "seconds": "workflow.duration",
         "attempt": "retries",
     }
+    texts = {
+        "run": "workflow.parameters.run",
+        "config": "workflow.parameters.config",
+        "failures": "workflow.failures",
+    }
     arguments = [f"--{name}={{{{{fact}}}}}" for name, fact in facts.items()]
+    arguments += [f"--{name}={_verbatim(text)}" for name, text in texts.items()]
     arguments += [f"--retries={NOTIFY.retries}"]
     step = container("notify", NOTIFY, "steps.notify", [*arguments, "--outputs", OUTPUTS], [])
     step.metrics = run_metrics()

@@ -107,10 +107,10 @@ def log_lines(
         for name, node in step_nodes(workflow, nodes).items():
             for attempt in attempts_of(nodes, node) if name in steps else []:
                 pod = pods.get(attempt["id"])
-                tail = tails.setdefault(attempt["id"], Tail(cluster, pod or ""))
                 if pod:
+                    tail = tails.setdefault(attempt["id"], Tail(cluster, pod))
                     yield from ((name, line) for line in tail.lines())
-                elif over and not tail.last:
+                elif over and attempt["id"] not in tails:
                     yield name, None
         if over:
             return

@@ -23,7 +23,7 @@ from steps.placement import cpu_problems, place_of, pod_of
 from workflows.render import labels_of, namespace_of, submission, template
 from workflows.sizes import size_problems, times, variables
 from workflows.submit import TEMPLATE, Submission
-from workflows.subset import Step, load, substitute
+from workflows.subset import Step, load, plain, substitute
 
 PORT = 29500
 """Where the first of several nodes waits for the others."""
@@ -154,7 +154,7 @@ def _container(entry: dict[str, Any], step: Step, submitted: Submission) -> dict
     (outputs,) = step.outputs.values()
     places = {outputs: str(PurePosixPath(outputs).with_name(f"{step.name}.json"))}
     container = {"name": step.name, **entry["container"]}
-    words = [substitute(places.get(word, word), references) for word in container["args"]]
+    words = [substitute(plain(places.get(word, word)), references) for word in container["args"]]
     workdir = words.index("--workdir") + 1
     words[workdir] = f"{words[workdir]}/{step.name}"
     container["args"] = words

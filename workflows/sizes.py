@@ -32,9 +32,7 @@ def times(quantity: str, factor: int) -> str:
 
 
 def variables(limits: Mapping[str, str]) -> list[dict[str, str]]:
-    """The settings that tell a step what a pod has with one GPU or none, in cores and GiB."""
-    units = dict.fromkeys(SIZES, 2**30) | {"cpu": 1}
+    """The settings that tell a step what a pod has with one GPU or none."""
     return [
-        {"name": f"KUZNIA_POD_{name}", "value": f"{float(amount(limits[of])) / units[of]:g}"}
-        for of, (_, name, _, _) in SIZES.items()
+        {"name": f"KUZNIA_POD_{name}", "value": limits[of]} for of, (_, name, _, _) in SIZES.items()
     ]

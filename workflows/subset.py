@@ -39,7 +39,9 @@ FIELDS = {
     "spec.templates[].container.image": "`kuznia/<image>:<this version>`: runs in the environment "
     "of that image",
     "spec.templates[].container.command[]": "program, `python` being the environment's",
-    "spec.templates[].container.args[]": "its arguments; may hold `{{inputs.parameters.X}}`",
+    "spec.templates[].container.args[]": "its arguments; may hold `{{inputs.parameters.X}}` and "
+    "`{{=sprig.replace('$', '$$', inputs.parameters['X'])}}`, which is the same where nothing "
+    "replaces $(NAME)",
     "spec.templates[].container.env[].name": "an environment variable",
     "spec.templates[].container.env[].value": "its value",
     "spec.templates[].container.envFrom[].configMapRef.name": "`kuznia`: the settings of this "
@@ -92,6 +94,7 @@ _OPAQUE = (
     "spec.templates[].volumes[].configMap",
 )
 _REFERENCE = re.compile(r"\{\{(.*?)\}\}")
+_VERBATIM = re.compile(r"\{\{=sprig\.replace\('\$', '\$\$', inputs\.parameters\['([\w-]+)'\]\)\}\}")
 _RETRY = re.compile(
     r"asInt\(lastRetry\.exitCode\) in \[(\d+(?:, ?\d+)*)\]( \|\| lastRetry\.message matches '.*')?"
 )
@@ -239,7 +242,7 @@ class _Reader:
         dependencies = tuple(task.get("dependencies", []))
         arguments = {key: str(value) for key, value in _values(task.get("arguments")).items()}
         inputs = set(_values(template.get("inputs")))
-        argv = (*container["command"], *container.get("args", []))
+        argv = tuple(map(plain, (*container["command"], *container.get("args", []))))
         for source in container.get("envFrom", []):
             if source.get("configMapRef", source.get("secretRef"))["name"] != "kuznia":
                 self.problems.append(f"{name}: envFrom: only ConfigMap kuznia is known; use it")
@@ -320,6 +323,11 @@ class _Reader:
             factor=float(backoff.get("factor", 1)),
             cap=cap,
         )
+
+
+def plain(word: str) -> str:
+    """An argument without the doubling of dollars that Kubernetes would undo."""
+    return _VERBATIM.sub(r"{{inputs.parameters.\1}}", word)
 
 
 def _seconds(text: Any) -> float | None:

@@ -74,6 +74,8 @@ class Identities(Contract):
     """Steps that read and write weights."""
     registry: dict[str, str] = {}
     """Steps that register versions."""
+    notify: dict[str, str] = {}
+    """What tells the end of a run, with what its steps have left in the store."""
     mlflow: dict[str, str] = {}
     serving: dict[str, str] = {}
     """Pods that serve; they only read."""

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -32,7 +32,7 @@ CHUNK = 8 * 2**20
 """Bytes moved at once; also the part size of multipart uploads."""
 
 ABANDONED = 24 * 3600
-"""Seconds after which a half published folder counts as left by a killed process."""
+"""Seconds after which what is half published or fetched counts as left by a killed process."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -117,17 +117,34 @@ class Store:
             for chunk in found.stream(min_chunk_size=CHUNK):
                 yield bytes(chunk)
 
-    def get_file(self, key: str, target: Path) -> None:
-        """Download one file; `target` appears only when it is whole."""
+    def get_file(self, key: str, target: Path, partials: Path | None = None) -> None:
+        """Download one file; `target` appears only when it is whole.
+
+        Goes on where it broke off as long as anything comes: one answer of a store lasts three
+        minutes at most. What is not whole yet is kept in `partials`, the folder of `target` unless
+        given.
+        """
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".partial-{uuid.uuid4().hex[:8]}-{target.name}")
+        name = f".partial-{uuid.uuid4().hex[:8]}-{target.name}"
+        partial = (partials or target.parent) / name
         try:
             with self._answers(key), partial.open("wb") as out:
-                for chunk in self.stream(key):
-                    out.write(chunk)
+                self._copy(key, out)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
+
+    def _copy(self, key: str, out: BinaryIO) -> None:
+        while True:
+            begun = out.tell()
+            try:
+                for chunk in self.stream(key, begun):
+                    out.write(chunk)
+            except DependencyError:
+                if out.tell() == begun:
+                    raise
+            else:
+                return
 
     def put_folder(self, source: Path, key: str) -> None:
         """Publish a folder that has a manifest; one that is there already is left alone.
@@ -179,17 +196,20 @@ class Store:
             verify_folder(here, progress=progress)
             return here
         target.mkdir(parents=True, exist_ok=True)
-        (target / MANIFEST).write_bytes(self.read(f"{key}/{MANIFEST}"))
+        # Beside it: what a killed or a parallel call leaves is no file of the folder.
+        partials = target.parent
+        _sweep(partials)
+        self.get_file(f"{key}/{MANIFEST}", target / MANIFEST, partials)
         manifest, done = read_manifest(target), 0
         for entry in manifest.files:
             path = target / entry.path
             if not (path.exists() and file_digest(path) == entry.sha256):
-                self.get_file(f"{key}/{entry.path}", path)
+                self.get_file(f"{key}/{entry.path}", path, partials)
             done += entry.size
             if progress:
                 progress(done, manifest.bytes)
         with suppress(FileNotFoundError):
-            self.get_file(f"{key}/{SIGNATURE}", target / SIGNATURE)
+            self.get_file(f"{key}/{SIGNATURE}", target / SIGNATURE, partials)
         verify_folder(target)
         return target
 
@@ -244,10 +264,11 @@ def folder_of(uri: str) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what processes killed in the middle of publishing left, a model's size each."""
+    """Remove what killed processes left, a model's size each; another may do so at once."""
     for partial in folder.glob(".partial-*"):
-        if partial.is_dir() and time.time() - partial.stat().st_mtime > ABANDONED:
-            shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
 
 def root_and_key(uri: str) -> tuple[str, str]:

@@ -446,11 +446,9 @@ def test_a_tenant_retires_in_two_steps(
         client.create_model_version(name, first["uri"], tags={"version": first["version"]})
     deployed.write({path: active | {"state": "retired"}})
     deployed.push(f"{tenant.name} retires")
-    wait_for("the Job", lambda: get("job", "archive", tenant.namespace), 120)
-    kubectl(
-        *("-n", tenant.namespace, "wait", "job/archive", "--timeout=180s"),
-        "--for=condition=Complete",
-    )
+    archives = ("job", "-n", tenant.namespace, "-l", "app.kubernetes.io/name=archive")
+    wait_for("the Job", lambda: kubectl("get", *archives, "-o", "name"), 120)
+    kubectl("wait", *archives, "--timeout=180s", "--for=condition=Complete")
     with variables(tenant):
         store = open_store(tenant.store)
         (kept,) = json.loads(store.read(f"archive/{tenant.name}/registry.json"))

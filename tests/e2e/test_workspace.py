@@ -129,7 +129,7 @@ def test_values_reach_the_templates() -> None:
         assert storage["persistentVolumeClaim"] == {"claimName": "kuznia-storage"}
     settings = made["ConfigMap/kuznia"]["data"]
     assert settings["KUZNIA_GPU_CLASSES"] == "l4,a100-80gb"
-    assert (settings["KUZNIA_POD_CPU"], settings["KUZNIA_POD_MEMORY"]) == ("3", "12")
+    assert (settings["KUZNIA_POD_CPU"], settings["KUZNIA_POD_MEMORY"]) == ("3", "12Gi")
     assert made["ConfigMap/kuznia-locks"]["data"] == {"hardware": "3"}
 
 
@@ -192,7 +192,8 @@ def test_a_claim_that_is_there_is_used_and_none_is_made() -> None:
         state="retired",
     )
     assert "PersistentVolumeClaim/kuznia-storage" not in made
-    pods = [made[name]["spec"]["template"]["spec"] for name in ("Deployment/webui", "Job/archive")]
+    (archive,) = (name for name in made if name.startswith("Job/archive-"))
+    pods = [made[name]["spec"]["template"]["spec"] for name in ("Deployment/webui", archive)]
     for pod in (*templates(made).values(), *pods):
         (storage,) = (each for each in pod["volumes"] if each["name"] == "storage")
         assert storage == {"name": "storage", "persistentVolumeClaim": {"claimName": "nfs"}}

@@ -19,7 +19,7 @@ from cli.watch import Lines
 from kuznia.errors import DependencyError, InputError
 from tests.fixtures.kubernetes_api import Api, serve
 from workflows.cluster import RIGHTS, Cluster, refusal
-from workflows.follow import follow
+from workflows.follow import follow, log_lines
 from workflows.nodes import facts_of, result_of, step_nodes
 
 ARGO_FORBIDS = (
@@ -278,6 +278,21 @@ def test_a_run_under_way_is_followed_from_the_last_lines_of_the_steps_that_run(
         "train: the end",
         "train: Succeeded in 10 s",
     ]
+
+
+def test_the_log_of_a_pod_that_comes_late_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the quota was full: Argo's node is there before its pod."""
+    waits = workflow("Running", *tried("plan", "Pending", {"phase": "Pending"}))
+    ended = workflow("Succeeded", *tried("plan", "Succeeded", {"phase": "Succeeded"}))
+    api = Api([waits, ended], {"run-plan-0": [(1, "2026-11-21T15:00:00.100000000Z", "planned")]})
+    api.pods_from = 1
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    with serve(api, tmp_path / "kubeconfig"):
+        assert list(log_lines(Cluster("acme-training"), "run", ["plan"], True)) == [
+            ("plan", "planned")
+        ]
 
 
 def test_a_deadline_ends_the_following_alone(

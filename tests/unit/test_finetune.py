@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hera.workflows.models import WorkflowTemplate as Model
 
+from kuznia.contracts.steps import DataCheckOutputs
+from steps import __main__ as main_of_steps
 from steps.__main__ import STEPS
 from workflows import finetune
 from workflows.environments import ROOT, images
@@ -52,6 +56,29 @@ def test_arguments_are_those_of_the_contract(chain: Chain) -> None:
 def test_text_and_json_are_told_apart(chain: Chain) -> None:
     by_name = {step.name: step.argv for step in chain.steps}
     assert "--input" not in by_name["plan"] and "--text" not in by_name["train"]
+
+
+def test_kubernetes_expands_nothing_in_what_people_and_steps_write(document: Any) -> None:
+    """As it would `$(AWS_SECRET_ACCESS_KEY)` and `$$`; Argo's own values hold none."""
+    containers = [t["container"] for t in document["spec"]["templates"] if "container" in t]
+    words = [word for container in containers for word in container["args"] if "{{" in word]
+    texts = ("inputs.", "workflow.parameters.", "workflow.failures")
+    open_to_it = [word for word in words if any(f"{{{{{text}" in word for text in texts)]
+    doubled = [word for word in words if "{{=sprig.replace('$', '$$', " in word]
+    assert not open_to_it and len(doubled) > 20
+
+
+def test_what_a_step_hands_on_holds_no_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of support desks have {{Order Number}} in them, which Argo would look up."""
+    outputs = DataCheckOutputs.model_construct(fingerprint="{{{{Order Number}} {{{x}}")
+    monkeypatch.setattr(main_of_steps, "run_step", lambda *_: outputs)
+    path = tmp_path / "outputs.json"
+    assert main_of_steps.main(["data-check", "--outputs", str(path)]) == 0
+    text = path.read_text("utf-8")
+    assert "{{" not in text
+    assert json.loads(text)["fingerprint"] == "{{{{Order Number}} {{{x}}"
 
 
 def test_every_step_is_retried_only_where_that_helps(chain: Chain) -> None:

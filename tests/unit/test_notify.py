@@ -453,6 +453,21 @@ def test_mail_without_a_password_goes_to_all(monkeypatch: pytest.MonkeyPatch) ->
     assert "found a mistake in what a person wrote" in first.get_content()  # type: ignore[attr-defined]
 
 
+def test_names_with_other_letters_go_to_a_server_that_takes_only_ascii_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inbox = Inbox()
+    with smtp_server(inbox, enable_SMTPUTF8=False) as port:
+        mail(monkeypatch, f"smtp://127.0.0.1:{port}", to="Żaneta <ola@example.org>")
+        monkeypatch.setenv("KUZNIA_NOTIFY_EMAIL_FROM", "Kuźnia <kuznia@example.org>")
+        assert notify() == 0
+    (letter,) = inbox.letters
+    assert (letter["From"], letter["To"]) == (
+        "Kuźnia <kuznia@example.org>",
+        "Żaneta <ola@example.org>",
+    )
+
+
 def test_mail_with_a_password_is_encrypted_or_not_sent(
     certificate: ssl.SSLContext,
     monkeypatch: pytest.MonkeyPatch,

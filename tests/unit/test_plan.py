@@ -19,6 +19,7 @@ from kuznia.errors import InputError
 from kuznia.machine import Gpu
 from kuznia.store import open_store
 from steps import plan
+from steps.__main__ import run_step
 from steps.context import Context
 from steps.placement import class_of
 from steps.trainer_settings import share_batch, steps_of
@@ -241,7 +242,7 @@ def test_gpus_share_the_batch_the_time_and_not_the_memory(
     planner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUZNIA_POD_CPU", "4")
-    monkeypatch.setenv("KUZNIA_POD_MEMORY", "16")
+    monkeypatch.setenv("KUZNIA_POD_MEMORY", "16Gi")
     row = {"instruction": "word " * 1000, "output": "x"}
     (tmp_path / "train.jsonl").write_text(100 * (json.dumps(row) + "\n"))
     given = {"num_train_epochs": 300}
@@ -352,7 +353,7 @@ def test_on_a_cluster_without_gpus_the_pod_is_the_machine(
     planner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUZNIA_GPU_CLASSES", "")
-    for what, amount in (("CPU", "3"), ("MEMORY", "12.5"), ("DISK", "40")):
+    for what, amount in (("CPU", "3"), ("MEMORY", "12.5Gi"), ("DISK", "40Gi")):
         monkeypatch.setenv(f"KUZNIA_POD_{what}", amount)
     made = planner()
     assert (made.hardware.device, made.hardware.threads) == ("cpu", 3)
@@ -367,7 +368,7 @@ def small_pods(monkeypatch: pytest.MonkeyPatch) -> None:
     """A workspace with L4s, whose pods have 4 cores and 16 GiB."""
     monkeypatch.setenv("KUZNIA_GPU_CLASSES", "l4")
     monkeypatch.setenv("KUZNIA_POD_CPU", "4")
-    monkeypatch.setenv("KUZNIA_POD_MEMORY", "16")
+    monkeypatch.setenv("KUZNIA_POD_MEMORY", "16Gi")
 
 
 def quota(**hard: str | float) -> str:
@@ -442,6 +443,36 @@ def test_what_the_quota_just_holds_is_planned(
     exact = quota(requests_gpu=2, requests_cpu="8010m", limits_cpu=8.5, limits_memory="33024Mi")
     monkeypatch.setenv("KUZNIA_QUOTA", exact)
     assert planner(gpus=2).hardware.gpus == 2
+
+
+def test_a_corrected_catalogue_or_workspace_is_planned_for(
+    planner: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same spec is the same run, whose plan is kept."""
+    monkeypatch.setenv("KUZNIA_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("KUZNIA_GPU_CLASSES", "")
+    inputs = {"config": planner().spec.model_dump_json(), "run": "try-2"}
+
+    def again() -> Any:
+        return run_step("plan", inputs, tmp_path / "work")
+
+    repeated = "already done, nothing to repeat"
+    again()
+    again()
+    assert repeated in capsys.readouterr().out
+    catalogue = tmp_path / "catalogue.yaml"
+    other = "a" * 64
+    text = catalogue.read_text("utf-8")
+    catalogue.write_text(text.replace(again().base.digest, other), "utf-8")
+    assert again().base.digest == other
+    for name, amount in (("CPU", "3"), ("MEMORY", "24Gi"), ("DISK", "100G")):
+        monkeypatch.setenv(f"KUZNIA_POD_{name}", amount)
+    estimate = again().estimate
+    assert estimate.memory_available_gib == 24
+    assert estimate.disk_available_gib == pytest.approx(93.13, abs=0.01)
 
 
 def test_another_tenants_run_is_refused(planner: Any, monkeypatch: pytest.MonkeyPatch) -> None:

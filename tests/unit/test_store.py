@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -161,6 +162,66 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     store.get_folder("models/m", copy)
     assert (copy / "weights.bin").stat().st_mtime_ns == kept.st_mtime_ns
     assert (copy / "sub" / "config.json").exists()
+
+
+def test_what_killed_and_parallel_downloads_leave_hinders_no_other(
+    s3_bucket: str, model: Path, tmp_path: Path
+) -> None:
+    """A cache that pods share: one was killed on the way, two fetch at once."""
+    store, target = open_store(s3_bucket), tmp_path / "cache" / "m"
+    store.put_folder(model, "models/m")
+    seen: list[Path] = []
+
+    def killed(key: str, start: int = 0) -> Iterator[bytes]:
+        yield b"half"
+        seen.extend((tmp_path / "cache").rglob(".partial-*"))
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "stream", killed)
+        # Killed for good, a process would not remove it.
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(SystemExit):
+            store.get_folder("models/m", target)
+    assert len(seen) == 1 and seen[0].exists()
+    with ThreadPoolExecutor(2) as pool:
+        tries = [pool.submit(store.get_folder, "models/m", target) for _ in range(2)]
+        assert {each.result() for each in tries} == {target}
+    os.utime(seen[0], (0, 0))
+    store.get_folder("models/m", target)
+    assert not seen[0].exists()
+
+
+def test_a_download_goes_on_as_long_as_anything_comes(
+    s3_bucket: str, model: Path, tmp_path: Path
+) -> None:
+    """As one that takes longer than a store's answer may."""
+    store = open_store(s3_bucket)
+    store.put_file(model / "weights.bin", "large")
+    whole, starts = store.stream, []
+
+    def short(key: str, start: int = 0) -> Iterator[bytes]:
+        starts.append(start)
+        yield next(whole(key, start))[: 2**20]
+        if len(starts) < 5:
+            raise DependencyError("the answer broke off")
+        yield from whole(key, start + 2**20)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "stream", short)
+        store.get_file("large", tmp_path / "large")
+    assert (tmp_path / "large").read_bytes() == (model / "weights.bin").read_bytes()
+    assert starts == [number * 2**20 for number in range(5)]
+
+    def silent(key: str, start: int = 0) -> Iterator[bytes]:
+        raise DependencyError("nothing came")
+        yield b""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "stream", silent)
+        with pytest.raises(DependencyError, match="nothing came"):
+            store.get_file("large", tmp_path / "other")
+    assert [path.name for path in tmp_path.glob("*large*")] == ["large"]
 
 
 def test_what_a_killed_process_left_is_swept_once_it_is_old(tmp_path: Path, model: Path) -> None:

@@ -2,7 +2,7 @@
 {{- define "gateway.dns" -}}
 - to:
     - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}
-      podSelector: {matchLabels: {k8s-app: kube-dns}}
+      podSelector: {matchExpressions: [{key: k8s-app, operator: In, values: [kube-dns, node-local-dns]}]}
     - ipBlock: {cidr: 169.254.169.254/32}
     - ipBlock: {cidr: 169.254.20.10/32}
   ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]

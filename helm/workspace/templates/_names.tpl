@@ -47,14 +47,3 @@ kuznia.tenant: {{ .Values.tenant }}
 {{- define "workspace.image" -}}
 {{ get .root.Values.images .name | default (printf "kuznia/%s:%s" .name .root.Chart.AppVersion) }}
 {{- end }}
-
-{{/* A quantity in GiB or cores as a plain number. */}}
-{{- define "workspace.number" -}}
-{{- $text := toString . -}}
-{{- if hasSuffix "Gi" $text }}{{ trimSuffix "Gi" $text }}
-{{- else if hasSuffix "Ti" $text }}{{ mulf (float64 (trimSuffix "Ti" $text)) 1024 }}
-{{- else if hasSuffix "Mi" $text }}{{ divf (float64 (trimSuffix "Mi" $text)) 1024 }}
-{{- else if hasSuffix "m" $text }}{{ divf (float64 (trimSuffix "m" $text)) 1000 }}
-{{- else }}{{ $text }}
-{{- end }}
-{{- end }}
