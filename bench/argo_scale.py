@@ -4,7 +4,7 @@ Everything is real but the steps, whose images are replaced by the chart's value
 that does nothing: so what is measured is Argo, Kubernetes and our template. Beside it the same
 nine-step DAG as a person would first write it, without exit handler, locks, limits and confinement.
 Needs what `make e2e` needs, and the image kuznia/noop (tests/e2e/noop). KUZNIA_BENCH_RUNS, as in
-"10 50 200", says how many runs; on two cores 200 of them, 2,000 pods, take more than an hour.
+"10 50 200", says how many runs; on two cores 200 of them, 2,000 pods, take about half an hour.
 """
 
 from __future__ import annotations
