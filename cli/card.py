@@ -28,10 +28,10 @@ def command(model: str, which: str | None, form: str) -> None:
     from kuznia.cards import card_key
     from kuznia.errors import InputError
     from kuznia.registry import Registry
-    from kuznia.store import open_store
+    from kuznia.store import open_store, root_and_key
 
     version = Registry(settings.tracking_uri()).find(f"{model}@{which}" if which else model)
-    store = open_store(version.uri.partition("/models/")[0])
+    store = open_store(root_and_key(version.uri)[0])
     name = "card.yaml" if form == "yaml" else "README.md"
     key = f"{card_key(version.tenant, version.model, version.version)}/{name}"
     try:

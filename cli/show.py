@@ -106,9 +106,10 @@ def version_facts(version: ModelVersion) -> dict[str, Any]:
     from datetime import UTC, datetime
 
     from kuznia.cards import card_key
+    from kuznia.store import root_and_key
 
     tags = version.tags
-    root = version.uri.partition("/models/")[0]
+    root, _ = root_and_key(version.uri)
     return {
         "model": version.name,
         "version": version.version,

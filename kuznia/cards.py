@@ -154,7 +154,7 @@ def _training(inputs: ModelCardInputs) -> Training:
         method=_leaf(plan.spec.method, "config", "spec method"),
         seed=_leaf(plan.spec.seed, "config", "spec seed"),
         hyperparameters=_leaf(plan.trainer, "config", "plan"),
-        hardware=_leaf(plan.hardware.model_dump(exclude={"reasons"}), "config", "plan"),
+        hardware=_leaf(plan.hardware.facts(), "config", "plan"),
         libraries=_leaf(train.libraries, "measured", "train"),
         steps=_leaf(train.steps, "measured", weights),
         epochs=_leaf(train.epochs, "measured", weights),

@@ -6,8 +6,9 @@ from typing import Any
 
 from kuznia.contracts.catalogue import Catalogue
 from kuznia.contracts.tenant import Platform, Tenant
+from kuznia.errors import InputError
 from kuznia.gateway.shards import shards, text_of
-from kuznia.gateway.softly import softened
+from kuznia.gateway.softly import softened, unknown
 from kuznia.gateway.table import table_of
 from kuznia.tree import SOFT, Tree
 
@@ -104,8 +105,13 @@ def serving_values(
 
 
 def gateway_values(tree: Tree) -> dict[str, Any]:
-    """Values of helm/gateway: what the platform sets, every release, by parts of the table."""
+    """Values of helm/gateway: what the platform sets, every release, by parts of the table.
+
+    Raises InputError for what cannot be said softly.
+    """
     platform = tree.platform
+    if problems := unknown(tree.soft, (each.asked for each in tree.releases), str(SOFT)):
+        raise InputError(problems)
     parts = shards(softened(table_of(tree), tree.soft, str(SOFT)))
     made: dict[str, Any] = {"tables": {name: text_of(part) for name, part in parts.items()}}
     if platform.access.store:

@@ -69,7 +69,7 @@ class _Web:
         )
 
     def _ask(self, method: str, path: str, **given: Any) -> Any:
-        place = f"{self._client.base_url}{path.lstrip('/')}"
+        place = f"{str(self._client.base_url).rstrip('/')}/{path.lstrip('/')}"
         try:
             answer = self._client.request(method, path, **given)
         except httpx.HTTPError as error:
@@ -77,6 +77,16 @@ class _Web:
                 f"{place}: the forge does not answer ({error or type(error).__name__}); check "
                 "KUZNIA_FORGE_URL and the network"
             ) from error
+        spent = answer.headers.get("x-ratelimit-remaining") == "0"
+        if answer.status_code == 429 or (answer.status_code == 403 and spent):
+            raise DependencyError(
+                f"{place}: the forge takes no more questions for now ({answer.status_code}); it "
+                "is asked again later"
+            )
+        if answer.is_redirect:
+            raise DependencyError(
+                f"{place}: is at {answer.headers.get('location')} now; correct KUZNIA_FORGE_URL"
+            )
         if answer.status_code in (401, 403, 404):
             raise DependencyError(
                 f"{place}: the forge refuses ({answer.status_code}); check KUZNIA_FORGE_URL and "
@@ -87,7 +97,13 @@ class _Web:
                 f"{place}: the forge answers {answer.status_code} "
                 f"({' '.join(answer.text.split())[:200]}); try again later"
             )
-        return answer.json() if answer.content else None
+        try:
+            return answer.json() if answer.content else None
+        except ValueError as error:
+            raise DependencyError(
+                f"{place}: answers with something else than JSON, as a page to log in is; check "
+                "KUZNIA_FORGE_URL"
+            ) from error
 
     def _pages(self, path: str, size: int, sizes: str, **given: Any) -> Iterator[Any]:
         page = 1
@@ -110,8 +126,7 @@ class _Pulls(_Web):
     """How many a page, and how to ask for that."""
 
     def open_pulls(self) -> dict[str, Pull]:
-        found = map(_pull, self._pages(self._path, *self._most, state="open"))
-        return {pull.branch: pull for pull in found}
+        return {pull.branch: pull for pull in self._ours(state="open")}
 
     def open_or_update(self, branch: str, title: str, body: str, base: str) -> Pull:
         text = {"title": title, "body": body}
@@ -121,6 +136,12 @@ class _Pulls(_Web):
 
     def close(self, pull: Pull) -> None:
         self._ask("PATCH", f"{self._path}/{pull.number}", json={"state": "closed"})
+
+    def _ours(self, **asked: Any) -> Iterator[Pull]:
+        """Not those of forks, whose branches may have any name."""
+        for found in self._pages(self._path, *self._most, **asked):
+            if (found["head"]["repo"] or {}).get("id") == found["base"]["repo"]["id"]:
+                yield _pull(found)
 
 
 def _pull(found: Any) -> Pull:
@@ -147,8 +168,8 @@ class Gitea(_Pulls):
         super().__init__(f"{host}/api/v1", {"Authorization": f"token {token}"}, transport)
 
     def newest(self, branch: str) -> Pull | None:
-        every = self._pages(self._path, *self._most, state="all", sort="recentupdate")
-        return next((pull for pull in map(_pull, every) if pull.branch == branch), None)
+        every = self._ours(state="all", sort="recentupdate")
+        return next((pull for pull in every if pull.branch == branch), None)
 
 
 class GitHub(_Pulls):
@@ -183,12 +204,12 @@ class GitLab(_Web):
 
     def open_pulls(self) -> dict[str, Pull]:
         every = self._pages(self._path, 100, "per_page", state="opened")
-        return {pull.branch: pull for pull in map(_gitlab, every)}
+        return {pull.branch: pull for pull in map(_gitlab, filter(_is_ours, every))}
 
     def newest(self, branch: str) -> Pull | None:
         asked = {"state": "all", "source_branch": branch}
-        found = map(_gitlab, self._ask("GET", self._path, params=asked))
-        return max(found, key=lambda pull: pull.number, default=None)
+        found = filter(_is_ours, self._ask("GET", self._path, params=asked))
+        return max(map(_gitlab, found), key=lambda pull: pull.number, default=None)
 
     def open_or_update(self, branch: str, title: str, body: str, base: str) -> Pull:
         text = {"title": title, "description": body}
@@ -199,6 +220,11 @@ class GitLab(_Web):
 
     def close(self, pull: Pull) -> None:
         self._ask("PUT", f"{self._path}/{pull.number}", json={"state_event": "close"})
+
+
+def _is_ours(found: Any) -> bool:
+    """Not of a fork."""
+    return bool(found["source_project_id"] == found["target_project_id"])
 
 
 def _gitlab(found: Any) -> Pull:

@@ -86,8 +86,9 @@ def gpus() -> list[Gpu]:
 
 
 def _gpu(line: str) -> Gpu:
-    name, _, mebibytes = line.rpartition(",")
-    return Gpu(name.strip(), float(mebibytes) / 1024)
+    name, _, mebibytes = (part.strip() for part in line.rpartition(","))
+    # One that uses the machine's memory says [N/A] of its own.
+    return Gpu(name, float(mebibytes) / 1024 if mebibytes.isdigit() else memory_gib())
 
 
 def _read(path: Path) -> str:

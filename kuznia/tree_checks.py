@@ -10,8 +10,9 @@ from kuznia.contracts.catalogue import Catalogue
 from kuznia.contracts.release import Release
 from kuznia.contracts.tenant import Tenant
 from kuznia.errors import InputError
+from kuznia.gateway.softly import unknown
 from kuznia.registry import Registry
-from kuznia.tree import REGISTRY, Deployed, Tree, tenant_file
+from kuznia.tree import REGISTRY, SOFT, Deployed, Tree, tenant_file
 
 RESERVED = ("default", "kuznia", "platform")
 """Names of Argo CD's and our own projects."""
@@ -27,7 +28,7 @@ def problems_of_tree(tree: Tree, catalogue: Catalogue) -> list[str]:
         if owner := tree.tenants.get(deployed.tenant):
             found += _of_release(deployed, owner, catalogue)
             found += _of_card(deployed, tree)
-    return found
+    return found + unknown(tree.soft, (each.asked for each in tree.releases), str(SOFT))
 
 
 def problems_of_change(old: Tree, new: Tree) -> list[str]:

@@ -21,8 +21,9 @@ PROMPT_TOKENS = 1024
 """Longer prompts are left out where there are others: a release may serve a short context."""
 
 MEAN_DIFFERENCE_LIMIT = 0.1
-"""Highest mean difference of log-probabilities, nats, from what was recorded in float32. Serving in
-bfloat16 costs 0.03 on SmolLM2-135M, in float16 0.003; another model's answers cost whole nats."""
+"""Highest mean difference of log-probabilities, nats, from what was recorded in float32, or in
+the planned format where verify's GPU had no room for that. Serving in bfloat16 costs 0.03 on
+SmolLM2-135M, in float16 0.003; another model's answers cost whole nats."""
 
 
 class Row(Contract):
@@ -33,7 +34,7 @@ class Row(Contract):
     answer: tuple[int, ...]
     """Token ids of the version's greedy answer, with the token that ends it if it came so far."""
     logprobs: tuple[float, ...]
-    """Log-probability of each token of the answer under the version, float32."""
+    """Log-probability of each token of the answer under the version, in verify's format."""
     base_logprobs: tuple[float, ...]
     """The same under the base."""
 

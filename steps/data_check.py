@@ -22,7 +22,7 @@ from kuznia.errors import InputError
 from kuznia.progress import progress
 from kuznia.sources import data_file, name_of
 from steps.context import Context
-from steps.messages import Messages, estimated_tokens, prompt_key, tidy
+from steps.messages import Messages, estimated_tokens, fewest_tokens, prompt_key, tidy
 from steps.rows import Faults, read_rows
 from steps.splits import Split
 
@@ -70,13 +70,14 @@ def check(
 ) -> dict[str, Split]:
     """Write `train.jsonl` and `test.jsonl` into `folder`; returns what was found in each.
 
-    Rows that the trainer would cut at `cutoff` tokens are dropped; `system` is the prompt that
-    the chat template adds to rows without one. Without a test file rows with equal prompts go
+    Rows that the trainer would surely cut at `cutoff` tokens are dropped; `system` is the prompt
+    that the chat template adds to rows without one. Without a test file rows with equal prompts go
     together into one split, chosen by their hash, so that a row stays where it is when others
     are added; at least one group is held out. Raises InputError with every fault of both files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    system_tokens = estimated_tokens([{"role": "system", "content": system}]) if system else 0
+    added = [{"role": "system", "content": system or ""}]
+    most, fewest = (estimated_tokens(added), fewest_tokens(added)) if system else (0, 0)
     problems: list[str] = []
     lowest = 1.0
     with ExitStack() as stack:
@@ -95,8 +96,9 @@ def check(
                 lowest = min(lowest, share)
                 held_out = data.test is None and share < data.test_fraction
                 split = splits["test" if held_out else name]
-                tokens = estimated_tokens(messages, system_tokens)
-                split.take(place, messages, prompt, tokens, cutoff)
+                tokens = estimated_tokens(messages, most)
+                least = fewest_tokens(messages, fewest) if tokens > cutoff else tokens
+                split.take(place, messages, prompt, tokens, least, cutoff)
                 if (read := sum(each.read for each in splits.values())) % _EVERY == 0:
                     say(read)
             problems += faults.lines()

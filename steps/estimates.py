@@ -6,11 +6,12 @@ Rough on purpose: everything is known before anything is downloaded. Constants c
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kuznia.contracts.catalogue import BaseModelEntry
 from kuznia.contracts.runspec import Data, Method
+from kuznia.errors import InputError
 from kuznia.machine import GIB
 from steps.messages import estimated_tokens, tidy
 from steps.rows import Faults, read_rows
@@ -57,6 +58,10 @@ class Survey:
     common: int = 0
     """Tokens that the base's own system prompt puts before every row."""
 
+    def only(self, rows: int) -> Survey:
+        """What that many of the rows come to."""
+        return replace(self, rows=rows, tokens=self.tokens * rows // max(self.rows, 1))
+
     def common_once(self, batch: int) -> float:
         """Tokens that are computed for each token where a batch computes what is common once."""
         repeated = self.common * (1 - 1 / batch)
@@ -64,18 +69,24 @@ class Survey:
 
 
 def survey(path: Path, name: str, data: Data, system: str | None) -> Survey:
-    """Count rows and tokens; rows with faults are skipped, the step data-check names them."""
+    """Count rows and tokens; rows with faults are skipped, the step data-check names them.
+
+    Raises InputError where no row can be read.
+    """
     extra = estimated_tokens([{"role": "system", "content": system}]) if system else 0
-    rows = read_rows(path, name, data, Faults(name))
+    faults = Faults(name)
+    rows = read_rows(path, name, data, faults)
     sample = (tidy(messages) for _, messages in itertools.islice(rows, SAMPLE))
     tokens = [estimated_tokens(messages, extra) for messages in sample]
+    if not tokens:
+        raise InputError(faults.lines() or f"{name}: holds no rows; put some into it")
     count = len(tokens)
     if count == SAMPLE:
         with path.open("rb") as file:
             blocks = iter(lambda: file.read(2**20), b"")
             count = max(count, sum(block.count(b"\n") for block in blocks))
-    seen = sum(tokens) * count // max(len(tokens), 1)
-    return Survey(count, seen, max(tokens, default=0), extra)
+    seen = sum(tokens) * count // len(tokens)
+    return Survey(count, seen, max(tokens), extra)
 
 
 @dataclass(frozen=True)

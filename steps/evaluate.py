@@ -2,7 +2,8 @@
 
 Reads: the test rows, the base's folder and the trained weights.
 Writes: runs/<tenant>/<run>/evaluate/answers.jsonl and the metrics to the run's MLflow run.
-Fails when: the base has no chat template (2); the store or MLflow does not answer (3).
+Fails when: the base has no chat template, or a GPU too little memory (2); the store or MLflow does
+    not answer (3).
 Safe to repeat because: decoding is greedy and the bootstrap seeded; answers that are in the cache
     of this machine are not generated again, and MLflow gets each metric once.
 """
@@ -28,6 +29,7 @@ from steps.metrics import SCORES, judge, measure
 LIBRARIES = ("torch", "transformers", "peft")
 
 
+@models.memory_faults()
 def run(inputs: EvaluateInputs, context: Context) -> EvaluateOutputs:
     spec = inputs.plan.spec
     rows = models.read_rows(context.file(inputs.data_check.test))
@@ -64,7 +66,7 @@ def _answers(
         "test": inputs.data_check.test.sha256,
         "max_new_tokens": limit,
         "batch": models.BATCH,
-        "hardware": hardware.model_dump(mode="json", exclude={"reasons"}),
+        "hardware": hardware.facts(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
     }
     places = [

@@ -6,9 +6,11 @@ and one full stop at the end. `token_f1` is SQuAD's: the harmonic mean of precis
 over the bags of casefolded Unicode words.
 
 Intervals are 95 %. The bootstrap (BCa, 10,000 resamples, seeded) resamples rows; a difference is
-paired, row by row. Where all rows score the same a bootstrap sees no spread at all and would
-claim certainty, so the rule of three stands in: an unseen kind of row may make up to
-1 - 0.025^(1/n) of all rows and score anything the metric allows.
+paired, row by row. It cannot leave the range of the scores seen: where all are the same it would
+claim certainty, and from a few alike ones nearly so. There, and below 10 rows always, the rule of
+three stands in, as distribution-free tolerance limits (Wilks 1941) extend it: of all rows up to
+1 - 0.025^(1/n) may lie below the lowest score seen, as low as the metric allows, and as many above
+the highest. It holds the whole range seen, so it is never narrower than the bootstrap's.
 
 Verdict. Each rule of the gate is shown (the whole interval satisfies it), refuted (none of it
 does) or open. `at_least` looks at the candidate's mean; `not_worse_than` at the paired difference,
@@ -32,6 +34,8 @@ from kuznia.contracts.steps import MetricResult, Verdict
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+FEW_ROWS = 10
+"""Below that a resample is no picture of the rows that were not seen."""
 
 Finding = tuple[Verdict, str]
 """What one rule leads to, and the sentence that says why."""
@@ -73,10 +77,10 @@ def interval(
     values: Sequence[float], bounds: tuple[float, float], seed: int
 ) -> tuple[float, float]:
     """95 % interval of the mean of `values`, which all lie within `bounds`."""
-    first, rows = values[0], len(values)
-    if all(value == first for value in values):
+    lowest, highest, rows = min(values), max(values), len(values)
+    if rows < FEW_ROWS or highest - lowest < 1e-9:
         unseen = 1 - ((1 - CONFIDENCE) / 2) ** (1 / rows)
-        return first - unseen * (first - bounds[0]), first + unseen * (bounds[1] - first)
+        return lowest - unseen * (lowest - bounds[0]), highest + unseen * (bounds[1] - highest)
     import numpy
     from scipy.stats import bootstrap
 

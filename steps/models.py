@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,32 @@ def prepare(hardware: Hardware) -> None:
     logging.getLogger(NOISY).setLevel(logging.ERROR)
     torch.set_num_threads(hardware.threads)
     transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def memory_faults() -> Iterator[None]:
+    """Turn a GPU's lack of memory into an InputError that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
+        # What follows is about torch's allocator.
+        said = ". ".join(str(error).split(". ")[:2])
+        raise InputError(
+            f"config: hardware: the GPU has too little memory to ask the model ({said}); run again "
+            "on one with more, or set more gpus, a smaller base or evaluation.max_new_tokens lower"
+        ) from error
+
+
+def gpu_memory(hardware: Hardware) -> int:
+    """Bytes of memory of the GPUs that `load_model` uses."""
+    import torch
+
+    gpus = range(min(max(hardware.gpus, 1), torch.cuda.device_count()))
+    return sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus)
 
 
 def read_rows(path: Path, limit: int | None = None) -> list[Messages]:

@@ -29,6 +29,8 @@ class Place:
     """FLOP/s that training is expected to sustain."""
     price_per_hour: float
     why: str
+    gpu: str = ""
+    """The GPU's own name where it is here."""
 
     def times(self, processes: int) -> Place:
         """As many of it as there are processes, which share every batch: speed and price grow."""
@@ -84,7 +86,9 @@ def place_of(spec: RunSpec, catalogue: Catalogue, spec_name: str) -> Place:
             )
         nearest = class_of(gpus[0], catalogue)
         of_class = catalogue.gpu_classes[nearest] if nearest else None
-        return _gpu_place(nearest, of_class, gpus[0].memory_gib, f"{gpus[0].name} is here")
+        name = gpus[0].name
+        place = _gpu_place(nearest, of_class, gpus[0].memory_gib, f"{name} is here")
+        return replace(place, gpu=name)
     if problems := list(cpu_problems(spec, spec_name)):
         raise InputError(problems)
     why = "no GPU class is open here" if allowed is not None else "no NVIDIA GPU is here"

@@ -10,7 +10,6 @@ Safe to repeat because: it changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from kuznia.contracts.catalogue import BaseModelEntry, Catalogue, load_catalogue
@@ -23,6 +22,7 @@ from steps.context import Context
 from steps.estimates import Survey, Training, survey
 from steps.placement import Place, cores, disk_gib, place_of, pod_of
 from steps.trainer_settings import (
+    epochs_of,
     fit,
     joins_rows,
     save_steps,
@@ -43,6 +43,7 @@ def run(inputs: PlanInputs, context: Context) -> PlanOutputs:
     settings, defaults = settings_of(spec, base, place.device)
     if problems := value_problems(settings, base, _SPEC):
         raise InputError(problems)
+    rows = rows.only(min(rows.rows, settings.get("max_samples") or rows.rows))
     gpus = spec.gpus if place.device == "cuda" else 0
     processes = max(gpus, 1) * spec.nodes
     settings, shared = share_batch(settings, processes)
@@ -52,7 +53,8 @@ def run(inputs: PlanInputs, context: Context) -> PlanOutputs:
     if processes > 1:
         saved.append(shared)
         place = place.times(processes)
-    estimate = _estimate(place, rows, steps, settings["num_train_epochs"], training, context)
+    epochs = epochs_of(rows.rows, settings, processes)
+    estimate = _estimate(place, rows, steps, epochs, training, context)
     pod = pod_of(place, catalogue, spec.gpus)
     room = _room_problems(spec, place, estimate)
     if problems := [*room, *quota_problems(pod, spec.gpus, _SPEC)]:
@@ -63,6 +65,7 @@ def run(inputs: PlanInputs, context: Context) -> PlanOutputs:
     hardware = Hardware(
         device=place.device,
         gpu_class=place.gpu_class,
+        gpu=place.gpu,
         gpus=gpus,
         processes=max(gpus, 1),
         nodes=spec.nodes,
@@ -108,12 +111,12 @@ def _resolve(
         else:
             if path and key == "train":
                 system = base.default_system if base else None
-                rows = survey(path, name_of(uri or ""), spec.data, system)
+                with collected(problems):
+                    rows = survey(path, name_of(uri or ""), spec.data, system)
     if problems or base is None or place is None or rows is None:
         raise InputError(problems)
     if spec.data.test is None:
-        kept = round(rows.rows * (1 - spec.data.test_fraction))
-        rows = replace(rows, rows=kept, tokens=rows.tokens * kept // max(rows.rows, 1))
+        rows = rows.only(round(rows.rows * (1 - spec.data.test_fraction)))
     return base, place, rows
 
 

@@ -35,8 +35,10 @@ class Split:
     prompts: dict[bytes, str] = field(default_factory=dict)
     """Where each prompt that is kept was first read."""
 
-    def take(self, place: str, messages: Messages, prompt: bytes, tokens: int, cutoff: int) -> None:
-        """Keep a row, or count why not."""
+    def take(
+        self, place: str, messages: Messages, prompt: bytes, tokens: int, least: int, cutoff: int
+    ) -> None:
+        """Keep a row of about `tokens`, at `least` fewer, or count why not."""
         self.read += 1
         content = content_key(messages)
         if empty := [m["role"] for m in messages if not m["content"]]:
@@ -45,9 +47,9 @@ class Split:
         elif content in self.seen:
             self.duplicates += 1
             self._example(place, f"the same as {self.seen[content]}")
-        elif tokens > cutoff:
+        elif least > cutoff:
             self.over_long += 1
-            self._example(place, f"about {tokens} tokens, cutoff_len is {cutoff}")
+            self._example(place, f"about {least} tokens, cutoff_len is {cutoff}")
         else:
             self.out.write(_encode({"messages": messages}).encode() + b"\n")
             self.kept += 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kuznia.errors import InputError
+from kuznia.sources import is_model_file
 
 BLOCK_ROWS = 512
 """Rows of a weight handled at once."""
@@ -49,9 +50,12 @@ class Tensor:
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a folder's safetensors files, by name; InputError if there are none."""
+    """Every tensor of a folder's safetensors files, by name; InputError if there are none.
+
+    A base in the store from before may hold a second copy of its weights, which is passed over.
+    """
     found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for path in folder.glob("*.safetensors") if is_model_file(path.name)):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))

@@ -45,7 +45,8 @@ def run(inputs: TrainInputs, context: Context) -> TrainOutputs:
             "trainer": inputs.plan.trainer,
             "base": inputs.fetch_base.base.digest,
             "data": inputs.data_check.train.sha256,
-            "hardware": inputs.plan.hardware.model_dump(exclude={"reasons"}),
+            # Not the GPU's name: a run planned before it was recorded goes on from its checkpoint.
+            "hardware": inputs.plan.hardware.model_dump(exclude={"reasons", "gpu"}),
         }
     )
     context.workdir.mkdir(parents=True, exist_ok=True)
@@ -146,10 +147,9 @@ def _rows(inputs: TrainInputs) -> int:
 def _parameters(inputs: TrainInputs) -> dict[str, Any]:
     """What MLflow gets as parameters; LLaMA-Factory's own report leaves most of it out."""
     plan = inputs.plan
-    hardware = plan.hardware.model_dump(exclude={"reasons"})
     return {
         **plan.trainer,
-        **{f"hardware.{key}": value for key, value in hardware.items()},
+        **{f"hardware.{key}": value for key, value in plan.hardware.facts().items()},
         **{f"library.{name}": metadata.version(name) for name in LIBRARIES},
         "run": plan.run,
         "method": plan.spec.method,

@@ -15,6 +15,7 @@ from steps.placement import Place
 _POSITIVE = (
     "cutoff_len",
     "num_train_epochs",
+    "max_samples",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
@@ -81,7 +82,7 @@ def value_problems(settings: dict[str, Any], base: BaseModelEntry, place: str) -
     problems = [
         f"{place}: llamafactory.{key}: {settings[key]} is not above 0; choose a value above 0"
         for key in _POSITIVE
-        if key in settings and settings[key] <= 0
+        if settings.get(key) is not None and settings[key] <= 0
     ]
     if settings["cutoff_len"] > base.context_length:
         problems.append(
@@ -167,6 +168,14 @@ def steps_of(rows: int, settings: dict[str, Any], processes: int = 1) -> int:
     an_epoch: int = math.ceil(batches / settings["gradient_accumulation_steps"])
     epochs = float(settings["num_train_epochs"])
     return math.ceil(an_epoch * epochs)
+
+
+def epochs_of(rows: int, settings: dict[str, Any], processes: int = 1) -> float:
+    """How often a run goes over its rows; `max_steps` decides where it is set."""
+    if settings.get("max_steps", -1) <= 0:
+        return float(settings["num_train_epochs"])
+    one = settings | {"max_steps": -1, "num_train_epochs": 1}
+    return float(settings["max_steps"] / max(1, steps_of(rows, one, processes)))
 
 
 def save_steps(steps: int) -> int:

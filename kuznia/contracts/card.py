@@ -142,7 +142,7 @@ class Data(Contract):
 
 
 class CardMetric(Contract):
-    """One metric on the test rows; intervals are 95 %, bootstrap."""
+    """One metric on the test rows; intervals are 95 %."""
 
     value: Leaf[float]
     interval: Leaf[tuple[float, float]]

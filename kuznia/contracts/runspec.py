@@ -119,6 +119,10 @@ class CardSpec(Contract):
     """Under which terms they may be used."""
 
 
+UNMERGEABLE = ("use_dora", "additional_target", "resize_vocab", "add_tokens", "add_special_tokens")
+"""Settings whose weights the step export could only refuse, after all training."""
+
+
 class RunSpec(Contract):
     """One run of the chain, asked for by a person."""
 
@@ -159,6 +163,17 @@ class RunSpec(Contract):
     def _merge_fits_method(self) -> RunSpec:
         if self.method == "full" and not self.export.merge:
             raise ValueError("export.merge: false needs an adapter; use method lora or set it true")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_trained_can_be_merged(self) -> RunSpec:
+        odd = [key for key in UNMERGEABLE if self.llamafactory.get(key)]
+        if odd and self.export.merge:
+            other = "" if self.method == "full" else ", or set export.merge: false"
+            raise ValueError(
+                f"llamafactory: {', '.join(odd)}: not to be merged into the base, which has no "
+                f"place for it; leave it out{other}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from kuznia.contracts.base import Contract
+from kuznia.contracts.guard import LOOKALIKES
 from kuznia.contracts.limits import Limits
+from kuznia.guard.folding import Folding
+
+
+def _seen(word: str) -> str:
+    """`word`, if there is something to see of it; else it would be found everywhere or nowhere."""
+    if not Folding(LOOKALIKES)(word).strip():
+        raise ValueError(f"{word!r} has nothing to see; remove it")
+    return word
+
 
 Line = Annotated[str, Field(max_length=500, pattern=r"^[^\r\n\x00]*$")]
-Word = Annotated[str, Field(min_length=2, max_length=200)]
+Word = Annotated[str, Field(min_length=2, max_length=200), AfterValidator(_seen)]
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]
 
 

@@ -48,6 +48,8 @@ class Hardware(Contract):
 
     device: Literal["cpu", "cuda"]
     gpu_class: str | None
+    gpu: str = ""
+    """The GPU's own name, known where the plan is made beside it; its class may be the nearest."""
     gpus: int = Field(ge=0)
     """On one node."""
     processes: int = Field(default=1, ge=1)
@@ -60,6 +62,10 @@ class Hardware(Contract):
     packing: bool
     reasons: tuple[str, ...]
     """One sentence for each choice."""
+
+    def facts(self) -> dict[str, Any]:
+        """All but the reasons, and a GPU's name only where it is known."""
+        return self.model_dump(exclude={"reasons"} if self.gpu else {"reasons", "gpu"})
 
 
 class Pod(Contract):
@@ -205,10 +211,10 @@ class MetricResult(Contract):
     difference: float
     low: float
     high: float
-    """95 % interval of the difference, paired bootstrap."""
+    """95 % interval of the paired difference (steps/metrics.py)."""
     candidate_low: float
     candidate_high: float
-    """95 % interval of the candidate's mean, bootstrap."""
+    """95 % interval of the candidate's mean."""
 
 
 Verdict = Literal["promote", "hold", "not enough evidence"]
@@ -254,6 +260,8 @@ class VerifyInputs(Contract):
 
 
 class SmokeAnswer(Contract):
+    """A question and its answer, the first 500 characters of each."""
+
     prompt: str
     answer: str
 

@@ -146,7 +146,7 @@ class Tenant(Contract):
     limits: Limits = Limits()
     """What all callers of the tenant may use together."""
     key_limits: Limits = Limits()
-    """What each caller may use: a key, or a person of the organisation."""
+    """What each caller may use: keys of one name, or a person of the organisation."""
     two_people_for: tuple[Risk, ...] = ("high",)
     """Risk classes whose production releases need the approval of two reviewers."""
     retention: Retention = Retention()

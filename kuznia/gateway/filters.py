@@ -20,6 +20,8 @@ TOKENS = (
     ("total_tokens", "tokens"),
 )
 """Keys of `usage` in the answers of the OpenAI API, and ours in Envoy's metadata."""
+JSON_TYPES = r"(?i)application/json[ \t]*(;.*)?"
+"""Content types of bodies that are read: JSON in any case, whatever its parameters."""
 
 
 def chain(table: Table, places: Places) -> list[dict[str, Any]]:
@@ -115,9 +117,7 @@ def _rule(path: tuple[str, ...], key: str, kind: str = "NUMBER") -> dict[str, An
 
 
 def model_and_usage() -> dict[str, Any]:
-    json_types = {
-        "allow_content_types": ["application/json", "application/json; charset=utf-8"],
-    }
+    json_types = {"allow_content_types_regex": {"regex": JSON_TYPES}}
     usage = [_rule(("usage", theirs), ours) for theirs, ours in TOKENS]
     return {
         "request_rules": {"rules": [_rule(("model",), "model", "PROTOBUF_VALUE")]} | json_types,

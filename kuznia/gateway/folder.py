@@ -38,7 +38,10 @@ def compiled(table: Table, places: Places, revoked: dict[str, int]) -> dict[str,
 
 
 def validate(made: dict[str, str], envoy: Path) -> None:
-    """Have Envoy check what it would watch; InputError with its words if it would refuse it."""
+    """Have Envoy check what it would watch; InputError with its words if it would refuse it.
+
+    DependencyError where it comes to no verdict.
+    """
     clusters, listeners = (
         json.loads(made[name])["resources"] for name in ("clusters.json", "listeners.json")
     )
@@ -67,6 +70,11 @@ def validate(made: dict[str, str], envoy: Path) -> None:
             raise DependencyError(
                 f"Envoy has not checked the configuration in {SECONDS} s; give it more CPU"
             ) from None
+    if done.returncode < 0:
+        raise DependencyError(
+            f"signal {-done.returncode} ended Envoy's check of the configuration; give it more "
+            "memory"
+        )
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         raise InputError(f"Envoy refuses the configuration: {' '.join(lines[-3:])[:600]}")
@@ -97,7 +105,10 @@ def write(made: dict[str, str], folder: Path) -> list[str]:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(text, "utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         changed.append(name)
     return changed

@@ -134,15 +134,19 @@ def _route(target: Target, staging: Target | None) -> dict[str, Any]:
             # Until the whole answer is there: long for a stream, and yet an end.
             "timeout": "0s",
             "max_stream_duration": {"max_stream_duration": LONGEST},
+            # A model may think for longer than the listener lets a stream be silent.
+            "idle_timeout": LONGEST,
             "retry_policy": {"retry_on": "connect-failure,reset-before-request", "num_retries": 2},
         },
         "metadata": _metadata({"release": release}),
     }
     if target.risk != "minimal":
         # AI Act, Article 50: people are told, and what is made is marked.
+        # To Envoy a % begins a command; two are one that is said.
+        notice = (target.notice or NOTICE).replace("%", "%%")
         made["response_headers_to_add"] = [
             {"header": {"key": key, "value": value}}
-            for key, value in (("x-ai-generated", "true"), ("x-ai-notice", target.notice or NOTICE))
+            for key, value in (("x-ai-generated", "true"), ("x-ai-notice", notice))
         ]
     return made
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from kuznia import settings
 from kuznia.contracts.base import parse
 from kuznia.gateway.table import Target
-from kuznia.store import open_store
+from kuznia.store import open_store, root_and_key
 
 if TYPE_CHECKING:
     from kuznia.registry import ModelVersion
@@ -27,7 +27,7 @@ def target_of(version: ModelVersion, url: str) -> Target:
     from kuznia.card_views import read_card
     from kuznia.cards import card_key
 
-    store = open_store(version.uri.partition("/models/")[0])
+    store = open_store(root_and_key(version.uri)[0])
     key = f"{card_key(version.tenant, version.model, version.version)}/card.yaml"
     try:
         risk = read_card(store.read(key).decode(), key).purpose.risk.value

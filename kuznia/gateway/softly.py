@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from kuznia.contracts.limits import Limits
@@ -12,22 +13,36 @@ from kuznia.gateway.table import Table, Target
 
 
 def softened(table: Table, soft: Soft, place: str) -> Table:
-    """`table` with what `soft` says; InputError with every fault of it, each naming `place`."""
+    """`table` with what `soft` says; InputError with every fault of it, each naming `place`.
+
+    What is said of models that are not in the table waits until they are: they may be asleep.
+    """
     known = {target.name: target for target in table.targets}
     problems = []
     for name, model in soft.models.items():
-        start = f"{place}: models.{name}"
-        if name not in known:
-            problems.append(f"{start}: no release has this name; correct it or remove it")
-        elif known[name].guard == "off" and (model.system_prompt or model.deny_words):
+        target = known.get(name)
+        if target and target.guard == "off" and (model.system_prompt or model.deny_words):
             problems.append(
-                f"{start}: system_prompt and deny_words are the guard's work, and the tenant has "
-                "none; set guard: default in its tenant.yaml, or remove them"
+                f"{place}: models.{name}: system_prompt and deny_words are the guard's work, and "
+                "the tenant has none; set guard: default in its tenant.yaml, or remove them"
             )
     if problems:
         raise InputError(problems)
+    return applied(table, soft)
+
+
+def applied(table: Table, soft: Soft) -> Table:
+    """The same without a look at its faults: what they ask for has no effect."""
     targets = tuple(_target(each, soft.models.get(each.name)) for each in table.targets)
     return table.model_copy(update={"targets": targets, "limits": _limits(table, soft)})
+
+
+def unknown(soft: Soft, names: Iterable[str], place: str) -> list[str]:
+    """A fault for each model in `soft` that is none of `names`."""
+    return [
+        f"{place}: models.{name}: no release has this name; correct it or remove it"
+        for name in sorted(set(soft.models).difference(names))
+    ]
 
 
 def _target(target: Target, model: SoftModel | None) -> Target:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -33,6 +34,8 @@ CHUNK = 8 * 2**20
 
 ABANDONED = 24 * 3600
 """Seconds after which what is half published or fetched counts as left by a killed process."""
+
+_VERSION_OR_BASE = re.compile(r"(.+)/(models/[^/]+/[^/]+/[^/]+|bases/[^/]+/[0-9a-f]{64})/?")
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -272,10 +275,16 @@ def _sweep(folder: Path) -> None:
 
 
 def root_and_key(uri: str) -> tuple[str, str]:
-    """The store's URI and the key of a version's or a base's folder, by the store's layout."""
-    mark = "/models/" if "/models/" in uri else "/bases/"
-    root, _, rest = uri.partition(mark)
-    return root, f"{mark.strip('/')}/{rest}"
+    """The store's URI and the key of a version's or a base's folder, by how the URI ends.
+
+    Raises InputError if it ends like neither.
+    """
+    if not (found := _VERSION_OR_BASE.fullmatch(uri)):
+        raise InputError(
+            f"{uri}: ends neither in models/<tenant>/<model>/<version> nor in bases/<name>/<digest>"
+            "; correct it, or register the version by `kuznia run`"
+        )
+    return found[1], found[2]
 
 
 def open_store(uri: str) -> Store:

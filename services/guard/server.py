@@ -242,7 +242,9 @@ class Exchange:
         back = {name: upstream.headers[name] for name in _PASSED_BACK if name in upstream.headers}
         kind = upstream.headers.get("content-type", "application/json")
         headers = {**back, **self.headers(), "content-type": kind}
-        return web.Response(status=upstream.status, body=raw, headers=headers)
+        # vLLM's 503 is a full queue; here that is a model or a part of the guard that is away.
+        status = 429 if upstream.status == 503 else upstream.status
+        return web.Response(status=status, body=raw, headers=headers)
 
     def naming(self) -> Naming | None:
         """How this tenant's values are named, where the policy does that."""

@@ -17,6 +17,8 @@ IDLE = 4.0
 """Seconds that connections are kept idle; uvicorn closes them after five."""
 LIVES = 5.0
 """Seconds of new requests on a connection; less than a pod waits before it ends."""
+SILENT = 3600.0
+"""Seconds that a model may be silent; the gateway waits no longer either."""
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Sessions:
 
 
 def _session() -> aiohttp.ClientSession:
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=600)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=SILENT)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE)
     return aiohttp.ClientSession(
         connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()

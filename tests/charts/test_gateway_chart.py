@@ -207,6 +207,9 @@ def test_a_service_or_a_load_balancer_or_a_route_leads_to_envoy() -> None:
     service = made(**example("gateway", "plain"))["Service/gateway"]["spec"]
     assert (service["type"], service["externalTrafficPolicy"]) == ("LoadBalancer", "Local")
     assert service["ports"] == [{"name": "https", "port": 443, "targetPort": "http"}]
+    outside = {"type": "LoadBalancer", "annotations": {"ends-tls": "yes"}}
+    service = made(service=outside)["Service/gateway"]["spec"]
+    assert service["ports"] == [{"name": "http", "port": 443, "targetPort": "http"}]
     objects = made(**example("gateway", "route"))
     route = objects["HTTPRoute/gateway"]
     assert route["apiVersion"] == "gateway.networking.k8s.io/v1"

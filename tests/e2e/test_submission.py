@@ -388,7 +388,7 @@ def test_a_queue_is_not_the_end_and_a_deadline_leaves_the_run(make: Make) -> Non
     first = kuznia(queue, "run", queue.spec("unplaceable"), "--on", "cluster", "--detach")
     assert first.end() == 0, first.said
     spec = queue.spec("waits-1")
-    process = kuznia(queue, "run", spec, "--on", "cluster", "--deadline", "6s")
+    process = kuznia(queue, "run", spec, "--on", "cluster", "--deadline", "20s")
     assert process.end() == 3, process.said
     assert re.search(r"^Pending: Waiting for .* lock", process.said, re.M)
     assert "has not ended by the deadline and goes on" in process.said

@@ -15,7 +15,8 @@ from kuznia import settings
 from kuznia.contracts.base import canonical_json
 from kuznia.contracts.runspec import parse_run_spec
 from kuznia.errors import InputError
-from kuznia.registry import mlflow_client
+from kuznia.gateway.served import target_of
+from kuznia.registry import Registry, mlflow_client
 from kuznia.store import open_store
 from steps import model_card, register
 from steps.context import Context
@@ -33,6 +34,8 @@ def kuznia(*arguments: str) -> Result:
 def registered(mlflow_database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Context:
     """acme.support in MLflow and the store, with its card and the results of its steps."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_database)
+    # A store's own path may look like the layout in it.
+    monkeypatch.setenv("KUZNIA_STORE", str(tmp_path / "models" / "store"))
     client = mlflow_client(mlflow_database)
     run_id = client.create_run(client.create_experiment("acme.support")).info.run_id
     context = Context(open_store(settings.store_uri()), mlflow_database, tmp_path, tmp_path)
@@ -101,6 +104,11 @@ def test_show_something_unknown_is_exit_2(registered: Context) -> None:
 def test_card_prints_the_readme(registered: Context, which: tuple[str, ...]) -> None:
     result = kuznia("card", "acme/support", *which)
     assert result.stdout == (GOLDEN / "README.md").read_text("utf-8")
+
+
+def test_what_is_served_has_the_risk_of_its_card(registered: Context) -> None:
+    version = Registry(registered.tracking_uri).find("support")
+    assert target_of(version, "http://127.0.0.1:8000").risk == "minimal"
 
 
 def test_card_prints_the_canonical_file(registered: Context) -> None:

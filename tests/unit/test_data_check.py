@@ -10,7 +10,7 @@ import pytest
 from kuznia.contracts.runspec import Columns, Data
 from kuznia.errors import InputError
 from steps.data_check import check
-from steps.messages import content_key, estimated_tokens, prompt_key, tidy
+from steps.messages import content_key, estimated_tokens, fewest_tokens, prompt_key, tidy
 from steps.splits import Split
 
 COLUMNS = Columns(prompt="question", response="answer")
@@ -394,6 +394,43 @@ def test_an_added_system_prompt_counts(tmp_path: Path) -> None:
     assert estimated_tokens([{"role": "user", "content": "żółw"}]) > estimated_tokens(
         [{"role": "user", "content": "zolw"}]
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Доставка занимает три дня, возврат возможен в течение месяца. ", 380),
+        ("Доставка триває три дні, повернення можливе протягом місяця. ", 501),
+        ("يستغرق التوصيل ثلاثة أيام، ويمكن الإرجاع خلال شهر واحد. ", 416),
+        ("डिलीवरी में तीन दिन लगते हैं, और एक महीने में वापसी संभव है। ", 562),
+        ("配送需要三天，一个月内可以退货。", 1436),
+        ("配送には三日かかり、一か月以内なら返品できます。", 1224),
+    ],
+)
+def test_no_row_is_dropped_that_has_room(tmp_path: Path, text: str, tokens: int) -> None:
+    """`tokens` is what a modern tokenizer makes of 1,500 characters in that language."""
+    long = (text * 100)[:1500]
+    row = [{"role": "user", "content": long}, ANSWER]
+    assert tokens / 3 < fewest_tokens(row) < tokens < estimated_tokens(row)
+    rows = jsonl(tmp_path / "train.jsonl", [{"instruction": long, "output": n} for n in ("a", "b")])
+    test = jsonl(tmp_path / "test.jsonl", alpaca(3))
+    assert checked(tmp_path, rows, test, cutoff=tokens + 20)["train"].kept == 2
+    assert fewest_tokens([SYSTEM, USER, ANSWER]) == estimated_tokens([SYSTEM, USER, ANSWER])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("What is C?", "What is C++?"), ("What is C++?", "What is C#?"), ("राम क्या", "राम क्य")],
+)
+def test_what_ends_no_sentence_tells_questions_apart(one: str, other: str) -> None:
+    keys = [prompt_key([{"role": "user", "content": text}, ANSWER]) for text in (one, other)]
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("mark", [".", " ?!", "…", "。", "？", "؟", "۔", "।"])
+def test_what_ends_a_sentence_does_not(mark: str) -> None:
+    keys = [prompt_key([{"role": "user", "content": text}]) for text in ("So", f"so{mark}")]
+    assert keys[0] == keys[1]
 
 
 def test_what_makes_rows_equal() -> None:

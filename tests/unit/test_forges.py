@@ -62,11 +62,15 @@ class StandIn(httpx.BaseTransport):
 class AsGitea(StandIn):
     def _show(self, number: int) -> dict[str, Any]:
         pull = self.pulls[number - 1]
-        head = {"ref": pull["head"], "sha": self.heads.get(pull["head"], "")}
+        # A fork that is gone has no repository.
+        branch, _, fork = pull["head"].partition("@")
+        head = {"ref": branch, "sha": self.heads.get(branch, "")}
+        head["repo"] = None if fork else {"id": 7}
         merged = pull["state"] == "merged"
         state = "closed" if merged else pull["state"]
         url = f"{URL}/pulls/{number}"
         more = {"number": number, "head": head, "html_url": url, "state": state}
+        more["base"] = {"repo": {"id": 7}}
         return pull | more | {"merged_at": "now" if merged else None}
 
 
@@ -74,9 +78,11 @@ class AsGitLab(StandIn):
     def _show(self, number: int) -> dict[str, Any]:
         pull = self.pulls[number - 1]
         state = {"open": "opened"}.get(pull["state"], pull["state"])
-        sha = self.heads.get(pull["source_branch"], "")
+        branch, _, fork = pull["source_branch"].partition("@")
         url = f"{URL}/-/merge_requests/{number}"
-        return pull | {"iid": number, "state": state, "sha": sha, "web_url": url}
+        more = {"iid": number, "state": state, "sha": self.heads.get(branch, ""), "web_url": url}
+        projects = {"source_project_id": 8 if fork else 7, "target_project_id": 7}
+        return pull | more | projects | {"source_branch": branch}
 
     def change(self, pull: dict[str, Any], given: dict[str, Any]) -> None:
         if given.pop("state_event", "") == "close":
@@ -107,6 +113,10 @@ def test_the_contract_on_a_stand_in(kind: str) -> None:
         pull["state"] = "merged"
 
     check_forge(make(URL, "secret", server), "main", server.heads.__setitem__, merge)
+    head = "source_branch" if kind == "gitlab" else "head"
+    text = {"title": "A fork's", "description": "", "body": ""}
+    server.pulls.append({"state": "open", **text, head: "theirs@fork"})
+    assert "theirs" not in make(URL, "secret", server).open_pulls()
     told = {"Authorization": server.asked[0].headers.get("Authorization")}
     told["PRIVATE-TOKEN"] = server.asked[0].headers.get("PRIVATE-TOKEN")
     assert "secret" in str(told) and "secret" not in str(server.asked[0].url)
@@ -152,6 +162,12 @@ def test_the_contract_on_a_real_forge(real: Forge) -> None:
     [
         (httpx.Response(401), "the forge refuses (401); check KUZNIA_FORGE_URL and what"),
         (httpx.Response(502, text="bad\ngateway"), "the forge answers 502 (bad gateway)"),
+        (
+            httpx.Response(301, headers={"location": "https://git.test/other"}),
+            "is at https://git.test/other now; correct KUZNIA_FORGE_URL",
+        ),
+        (httpx.Response(200, text="<html>log in"), "answers with something else than JSON"),
+        (httpx.Response(403, headers={"x-ratelimit-remaining": "0"}), "no more questions for now"),
         (httpx.ConnectError("refused"), "the forge does not answer (refused)"),
     ],
 )
@@ -159,7 +175,9 @@ def test_a_forge_that_fails_is_one_line(answer: Any, fault: str) -> None:
     def handle(request: httpx.Request) -> httpx.Response:
         if isinstance(answer, Exception):
             raise answer
-        return httpx.Response(answer.status_code, content=answer.content)
+        return httpx.Response(
+            answer.status_code, content=answer.content, headers=answer.headers.items()
+        )
 
     with pytest.raises(DependencyError) as caught:
         Gitea(URL, "secret", httpx.MockTransport(handle)).open_pulls()

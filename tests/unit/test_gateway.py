@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kuznia.contracts.soft import Soft
-from kuznia.errors import InputError
-from kuznia.gateway.folder import compiled, validate
+from kuznia.errors import DependencyError, InputError
+from kuznia.gateway.folder import compiled, validate, write
 from kuznia.gateway.softly import softened
 from kuznia.gateway.table import Table
 from kuznia.signing import public_pem
@@ -438,6 +438,56 @@ def test_more_than_it_may_have_at_once_and_a_full_queue_are_429(
     assert (full.status_code, full.headers["retry-after"]) == (429, "1")
 
 
+def test_a_model_may_be_silent_for_longer_than_a_client(upstream: Upstream, tmp_path: Path) -> None:
+    with running(tmp_path, table_on(upstream.port)) as made:
+        listeners = (made.places.folder / "listeners.json").read_text()
+        short = listeners.replace('"stream_idle_timeout":"300s"', '"stream_idle_timeout":"1s"')
+        assert short != listeners
+        made.kill()
+        write({"listeners.json": short}, made.places.folder)
+        made.start()
+        upstream.slow = 2.5
+        try:
+            with made.client() as client:
+                assert who(chat(client, "acme/support")) == "acme/support@production"
+                upstream.slow = 0.0
+                streamed = chat_stream(client, "acme/support", pace=2.5)
+        finally:
+            upstream.slow = 0.0
+    assert streamed.endswith("data: [DONE]\n\n")
+
+
+def chat_stream(client: httpx.Client, model: str, **more: Any) -> str:
+    body = {"model": model, "messages": [], "stream": True, **more}
+    return client.post(CHAT, json=body).text
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json", 200),
+        ("application/json;charset=UTF-8", 200),
+        ("application/json; charset=UTF-8", 200),
+        ("application/json;charset=utf-8", 200),
+        ('Application/JSON ; charset="utf-8"', 200),
+        ("application/jsonp", 400),
+        ("text/plain; application/json", 400),
+    ],
+)
+def test_json_by_whatever_name(gateway: Running, kind: str, status: int) -> None:
+    body = json.dumps({"model": "acme/support", "messages": []})
+    with gateway.client() as client:
+        reply = client.post(CHAT, content=body, headers={"Content-Type": kind})
+    assert reply.status_code == status, reply.text
+
+
+def test_a_notice_is_said_as_it_is_written(upstream: Upstream, tmp_path: Path) -> None:
+    notice = "100% written by AI, %REQ(authorization)% too"
+    table = Table(targets=(target("acme/marked", upstream.port, risk="limited", notice=notice),))
+    with running(tmp_path, table) as made, made.client() as client:
+        assert chat(client, "acme/marked").headers["x-ai-notice"] == notice
+
+
 def test_no_connection_to_a_model_is_asked_for_long(gateway: Running, upstream: Upstream) -> None:
     """A pod that is to end waits for that; nothing is lost when a connection is renewed."""
     began = time.monotonic()
@@ -693,13 +743,19 @@ def test_soft_words_and_what_is_wrong_with_them() -> None:
     assert found["acme/support@staging"].title == "Help"
     assert found["globex/support@production"].title == ""
     wrong = Soft.model_validate(
-        {"models": {"acme/x": {}, "acme/support": {"system_prompt": "Be kind."}}}
+        {
+            "models": {
+                "acme/asleep": {"deny_words": ["secret"]},
+                "acme/support": {"system_prompt": "Be kind."},
+                "globex/support": {"deny_words": ["secret"]},
+            }
+        }
     )
     with pytest.raises(InputError) as error:
         softened(table, wrong, "soft.yaml")
     assert [problem.partition(": ")[2].partition(":")[0] for problem in error.value.problems] == [
-        "models.acme/x",
         "models.acme/support",
+        "models.globex/support",
     ]
 
 
@@ -710,6 +766,14 @@ def test_envoy_refuses_what_it_would_not_take(gateway: Running) -> None:
     }
     with pytest.raises(InputError, match="Envoy refuses the configuration"):
         validate(broken, gateway.envoy)
+
+
+def test_a_check_that_is_killed_is_no_verdict(gateway: Running, tmp_path: Path) -> None:
+    killed = tmp_path / "envoy"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    with pytest.raises(DependencyError, match="signal 9"):
+        validate(compiled(gateway.table, gateway.places, {}), killed)
 
 
 def test_access_names_that_it_answers_to(upstream: Upstream, tmp_path: Path) -> None:

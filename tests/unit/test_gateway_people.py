@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,11 +155,12 @@ def _names(made: Running, token: str) -> list[str]:
 @pytest.fixture(scope="module")
 def limited(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A gateway with the limit service of a laptop; each test has a tenant of its own."""
-    names = ("requests", "tokens", "callers", "streams")
+    names = ("requests", "tokens", "callers", "others", "streams")
     limits = {
         "requests": {"limits": Limits(requests_per_minute=3)},
         "tokens": {"limits": Limits(tokens_per_month=30)},
         "callers": {"key_limits": Limits(requests_per_minute=2)},
+        "others": {"key_limits": Limits(requests_per_minute=2)},
         "streams": {"limits": Limits(tokens_per_minute=20)},
     }
     tenants = {
@@ -212,8 +214,11 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _chat(made: Running, tenant: str, sub: str = "anna", **body: Any) -> httpx.Response:
-    with made.client(tenant=tenant, sub=sub, jti=sub) as client:
+def _chat(
+    made: Running, tenant: str, sub: str = "anna", jti: str = "", **body: Any
+) -> httpx.Response:
+    """Ask with a token of its own, as an identity provider gives after each refresh."""
+    with made.client(tenant=tenant, sub=sub, jti=jti or uuid.uuid4().hex) as client:
         return client.post(CHAT, json={"model": f"{tenant}/support", "messages": [], **body})
 
 
@@ -258,3 +263,11 @@ def test_each_caller_has_its_own(limited: Running) -> None:
         last = _chat(limited, "callers", "anna").status_code
     assert last == 429
     assert _chat(limited, "callers", "bert").status_code == 200
+    assert _chat(limited, "others", "anna").status_code == 200, "another tenant's anna"
+
+
+def test_a_token_without_a_subject_is_a_caller_by_itself(limited: Running) -> None:
+    for _ in range(6):
+        last = _chat(limited, "others", "", "one").status_code
+    assert last == 429
+    assert _chat(limited, "others", "", "two").status_code == 200

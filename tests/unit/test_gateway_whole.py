@@ -113,6 +113,24 @@ def test_guarded_counted_and_on_record(isolated: Path, upstream: Upstream) -> No
     assert verify(store, public_keys([public_path()])).findings == []
 
 
+def test_a_full_queue_is_429_and_a_model_that_is_gone_503(
+    isolated: Path, upstream: Upstream
+) -> None:
+    gone = target("acme/gone", free_port(), guard="default")
+    known = table(upstream.port)
+    known = known.model_copy(update={"targets": (*known.targets, gone)})
+    with gateway(lambda: known, envoy(), port=free_port()) as gate:
+        key = token("acme")
+        away = ask(gate, key, "acme/gone")
+        assert (away.status_code, away.json()["error"]["code"]) == (503, "model_unavailable")
+        assert "retry-after" not in away.headers
+        upstream.status = 503
+        for model in ("acme/plain", "acme/guarded"):
+            for more in ({}, {"stream": True}):
+                full = ask(gate, key, model, **more)
+                assert (full.status_code, full.headers["retry-after"]) == (429, "1"), model
+
+
 def _text(streamed: httpx.Response) -> str:
     found = ""
     for line in streamed.text.splitlines():

@@ -573,6 +573,8 @@ def test_a_model_that_does_not_answer(tmp_path: Path) -> None:
             setup.upstream.status = 400
             status, text, _ = await setup.ask(COMPLETIONS, prompt="x")
             assert status == 400 and "too long: [PESEL]" in text
+            setup.upstream.status = 503
+            assert (await setup.ask(COMPLETIONS, prompt="x"))[0] == 429, "vLLM's queue is full"
 
     on_loopback(test)
 

@@ -70,6 +70,13 @@ def test_gpus_as_nvidia_smi_lists_them(tmp_path: Path, monkeypatch: pytest.Monke
     assert (second.name, round(second.memory_gib, 1)) == ("NVIDIA L4", 22.5)
 
 
+def test_a_gpu_that_uses_the_machines_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_nvidia_smi(tmp_path, monkeypatch, 'echo "NVIDIA GB10, [N/A]"')
+    assert machine.gpus() == [machine.Gpu("NVIDIA GB10", machine.memory_gib())]
+
+
 def test_a_machine_without_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.gpus() == []

@@ -122,3 +122,11 @@ def test_refuses_what_it_cannot_do_exactly(
 def test_refuses_a_folder_without_safetensors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no .safetensors files; convert the weights first"):
         tensors_of(tmp_path)
+
+
+def test_a_second_copy_of_the_weights_is_passed_over(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    for name in ("consolidated.safetensors", "model.safetensors"):
+        (tmp_path / name).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    (tmp_path / "consolidated-2.safetensors").write_bytes(b"")
+    assert [each.path.name for each in tensors_of(tmp_path).values()] == ["model.safetensors"]

@@ -11,7 +11,7 @@ import pytest
 
 from kuznia.contracts.runspec import GateRule
 from kuznia.contracts.steps import MetricResult
-from steps.metrics import exact_match, interval, judge, rows_needed, token_f1
+from steps.metrics import exact_match, interval, judge, measure, rows_needed, token_f1
 from workflows.environments import ROOT
 
 
@@ -56,6 +56,21 @@ def test_equal_scores_keep_some_doubt() -> None:
     low, high = interval([0.0] * 64, (-1.0, 1.0), 0)
     assert (low, high) == (pytest.approx(-0.0560, abs=1e-4), pytest.approx(0.0560, abs=1e-4))
     assert interval([1.0], (0.0, 1.0), 0)[0] == pytest.approx(0.025)
+
+
+def test_few_rows_leave_more_doubt_than_their_own_range() -> None:
+    assert interval([0.9, 1.0], (0.0, 1.0), 0) == (pytest.approx(0.1423, abs=1e-4), 1.0)
+    gains = [0.2, 0.3, 0.25, 0.2, 0.3, 0.25, 0.2, 0.3, 0.25]
+    low, high = interval(gains, (-1.0, 1.0), 0)
+    assert (low, high) == (pytest.approx(-0.204, abs=1e-3), pytest.approx(0.535, abs=1e-3))
+    found = measure([0.0, 0.0], [0.9, 1.0], 0)
+    rule = GateRule(at_least=0.8, not_worse_than="base")
+    assert judge({"token_f1": found}, {"token_f1": rule}, 2)[0] == "not enough evidence"
+
+
+def test_scores_that_differ_by_rounding_are_equal() -> None:
+    third = [0.1 + 0.2, 0.3] * 32
+    assert interval(third, (0.0, 1.0), 0) == pytest.approx(interval([0.3] * 64, (0.0, 1.0), 0))
 
 
 def test_bootstrap_is_seeded_paired_and_near_the_normal_interval(train_python: Path) -> None:

@@ -39,6 +39,16 @@ def test_the_readme_is_the_golden_one() -> None:
     assert readme(card_of()) == (GOLDEN / "README.md").read_text("utf-8"), HOW
 
 
+def test_a_gpu_is_named_beside_its_class_and_only_where_it_is_known() -> None:
+    inputs = card_inputs()
+    assert "gpu" not in (build_card(inputs, load_rules()).training.hardware.value or {})
+    found = {"device": "cuda", "gpu_class": "a100-40gb", "gpu": "NVIDIA RTX 6000 Ada Generation"}
+    hardware = inputs.plan.hardware.model_copy(update=found)
+    plan = inputs.plan.model_copy(update={"hardware": hardware})
+    card = build_card(inputs.model_copy(update={"plan": plan}), load_rules())
+    assert "gpu_class a100-40gb, gpu NVIDIA RTX 6000 Ada Generation, gpus 0" in readme(card)
+
+
 def test_a_card_reads_back_as_it_was_written() -> None:
     card = card_of(card=FULL_CARD)
     assert read_card(card_yaml(card), "card.yaml") == card

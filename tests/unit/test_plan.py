@@ -158,6 +158,21 @@ def test_the_estimate_follows_the_work(planner: Any) -> None:
     assert one.cost == 0
 
 
+def test_the_estimate_ends_where_the_settings_end_the_run(planner: Any) -> None:
+    given = {"per_device_train_batch_size": 1, "num_train_epochs": 4}
+    whole = planner(llamafactory=given)
+    some = planner(llamafactory=given | {"max_samples": 20})
+    assert (some.estimate.rows, some.trainer["save_steps"]) == (20, 8)
+    assert some.estimate.tokens == pytest.approx(whole.estimate.tokens / 5, rel=0.01)
+    short = planner(llamafactory=given | {"max_steps": 40})
+    assert short.estimate.tokens == pytest.approx(whole.estimate.tokens / 10, rel=0.01)
+    assert short.estimate.train_seconds < whole.estimate.train_seconds / 8
+    assert planner(llamafactory=given | {"max_samples": 500}).estimate == whole.estimate
+    assert refused(planner, llamafactory={"max_samples": 0}) == [
+        "config: llamafactory.max_samples: 0 is not above 0; choose a value above 0"
+    ]
+
+
 def test_rows_that_are_split_off_are_not_trained_on(planner: Any, tmp_path: Path) -> None:
     data = {"train": str(tmp_path / "train.jsonl"), "format": "alpaca", "test_fraction": 0.2}
     assert planner(data=data).estimate.rows == 80
@@ -207,6 +222,8 @@ def test_the_gpu_that_is_here(
     made = planner()
     assert (made.hardware.device, made.hardware.gpu_class) == ("cuda", "h200-141gb")
     assert made.hardware.reasons[0] == "h200-141gb: NVIDIA H200 is here"
+    assert made.hardware.gpu == "NVIDIA H200"
+    assert planner(hardware="cpu").hardware.gpu == ""
     assert made.estimate.memory_available_gib == pytest.approx(140.4, abs=0.1)
     assert planner(hardware="cpu").hardware.device == "cpu"
 
@@ -482,6 +499,18 @@ def test_another_tenants_run_is_refused(planner: Any, monkeypatch: pytest.Monkey
         "config: tenant: globex, but this workspace is acme's; set tenant: acme, or submit it to "
         "globex-training"
     ]
+
+
+def test_data_without_a_row_that_can_be_read_are_refused(planner: Any, tmp_path: Path) -> None:
+    """With the places of what is wrong, not an estimate of nothing."""
+    table = tmp_path / "rows.csv"
+    table.write_text("frage,antwort\nWann?,Jetzt.\n")
+    data = {"train": str(table), "format": "csv"}
+    data["columns"] = {"prompt": "question", "response": "answer"}
+    (problem, *_) = refused(planner, data=data)
+    assert problem.startswith("rows.csv: ") and "question" in problem
+    table.write_text("question,answer\n")
+    assert refused(planner, data=data) == ["rows.csv: holds no rows; put some into it"]
 
 
 def test_everything_that_there_is_not_is_named_at_once(planner: Any) -> None:

@@ -20,6 +20,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = {
     "config.json": b'{"model_type": "llama"}',
     "model.safetensors": b"weights" * 1000,
+    "consolidated.safetensors": b"weights" * 1000,
+    "consolidated.safetensors.index.json": b"{}",
     "pytorch_model.bin": b"pickle",
     "modeling.py": b"import os",
     "onnx/model.json": b"{}",
@@ -106,6 +108,24 @@ def test_only_the_files_of_a_model_are_copied(model: Path, tmp_path: Path) -> No
     copy_model(model, tmp_path / "copy")
     names = {path.name for path in (tmp_path / "copy").iterdir()}
     assert names == {"config.json", "model.safetensors"}
+
+
+def test_only_the_weights_that_the_index_names_are_copied(tmp_path: Path) -> None:
+    folder, shards = tmp_path / "model", [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    folder.mkdir()
+    for name in (*shards, "model.safetensors", "old.safetensors", "config.json"):
+        (folder / name).write_bytes(b"{}")
+    index = {"weight_map": {"a": shards[0], "b": shards[1], "c": shards[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    copy_model(fetch_model(str(folder), tmp_path / "work"), tmp_path / "copy")
+    names = {path.name for path in (tmp_path / "copy").iterdir()}
+    assert names == {*shards, "config.json", "model.safetensors.index.json"}
+
+
+def test_weights_in_mistrals_form_alone_are_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "consolidated.safetensors").write_bytes(b"weights")
+    with pytest.raises(InputError, match=r"holds no .safetensors file; convert its weights first"):
+        fetch_model(str(tmp_path), tmp_path / "work")
 
 
 def test_a_model_in_a_bucket(s3_bucket: str, model: Path, tmp_path: Path) -> None:

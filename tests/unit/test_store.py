@@ -13,7 +13,7 @@ import pytest
 
 from kuznia.errors import DependencyError, InputError
 from kuznia.manifest import MANIFEST, write_manifest
-from kuznia.store import Store, folder_of, open_store
+from kuznia.store import Store, folder_of, open_store, root_and_key
 from tests.fixtures.listening import Handler, listening
 
 EMULATED = ["gs"] if os.environ.get("STORAGE_EMULATOR_HOST") else []
@@ -301,3 +301,19 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
         Path("/dev/full").open("wb", buffering=0) as full,
     ):
         full.write(b"1")
+
+
+@pytest.mark.parametrize(
+    "root", ["s3://bucket", "s3://bucket/models/prod", "file:///srv/models/acme/bases/store"]
+)
+@pytest.mark.parametrize(
+    "key",
+    ["models/acme/support/abcdef012345", "models/bases/models/abcdef012345", f"bases/b/{'1' * 64}"],
+)
+def test_the_end_of_a_uri_tells_store_from_key(root: str, key: str) -> None:
+    assert root_and_key(f"{root}/{key}") == (root, key)
+
+
+def test_a_uri_of_another_layout_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^s3://bucket/models/support: ends neither in models/"):
+        root_and_key("s3://bucket/models/support")

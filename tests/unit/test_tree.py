@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from cli.main import main
 from kuznia.card_views import card_yaml
 from kuznia.cards import build_card, load_rules
+from kuznia.chart_values import gateway_values
 from kuznia.contracts.catalogue import load_catalogue
 from kuznia.errors import InputError
 from kuznia.registry import mlflow_client
@@ -253,6 +254,25 @@ def test_a_tenant_goes_only_after_it_was_retired(tmp_path: Path) -> None:
         gone = [line for line in found if line.startswith(f"{ACME}/tenant.yaml: is gone")]
         assert len(gone) == expected, found
         assert (found == []) == (state == "retired")
+
+
+def test_soft_words_wait_for_a_tenant_that_sleeps_and_name_a_release(tmp_path: Path) -> None:
+    checkout(tmp_path, acme=tenant(), beta=tenant("beta", state="hibernated", guard="default"))
+    beta = release("beta", "help")
+    words = {"acme/support": {"title": "Help"}, "beta/help": {"deny_words": ["secret"]}}
+    write(tmp_path, {STAGING: release(), "beta/help/staging.yaml": beta})
+    write(tmp_path, {"soft.yaml": {"models": words}})
+    before = problems(tmp_path)
+    made = "".join(gateway_values(load_tree(tmp_path))["tables"].values())
+    assert '"title":"Help"' in made and "secret" not in made
+    write(tmp_path, {"soft.yaml": {"models": words | {"beta/hlep": {}}}})
+    fault = (
+        "argocd/registry/soft.yaml: models.beta/hlep: no release has this name; correct it or "
+        "remove it"
+    )
+    assert problems(tmp_path) == [*before, fault]
+    with pytest.raises(InputError, match=r"models\.beta/hlep"):
+        gateway_values(load_tree(tmp_path))
 
 
 def test_high_risk_in_production_needs_two_people(tmp_path: Path) -> None:

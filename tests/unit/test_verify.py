@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 from kuznia.contracts.steps import Folder
 from kuznia.manifest import manifest_digest, read_manifest, write_manifest
 from steps.answers import Answers
+from steps.verify import format_for
+from tests.fixtures.evidence import register_inputs
 from tests.fixtures.model_case import Case, make_case, progress_of
 from tests.fixtures.train_case import ROWS
+from workflows.environments import ROOT
 
 pytestmark = pytest.mark.xdist_group("models")
 
@@ -52,6 +56,22 @@ def verified(case: Case) -> dict[str, Any]:
     said = progress_of(done)
     assert (said[-1]["done"], said[-1]["total"]) == (6, 6)
     return outputs
+
+
+def ask_at_length(case: Case, rows: Path) -> list[dict[str, str]]:
+    """Make the first question of the test rows too long for a step's result; returns that row."""
+    first, *others = rows.read_text("utf-8").splitlines()
+    messages: list[dict[str, str]] = json.loads(first)["messages"]
+    messages[0]["content"] *= 600 // len(messages[0]["content"]) + 1
+    text = "\n".join((json.dumps({"messages": messages}), *others)) + "\n"
+    case.store.write("long.jsonl", text.encode())
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    case.inputs["data_check"]["test"] = {
+        "key": "long.jsonl",
+        "sha256": sha256,
+        "bytes": len(text.encode()),
+    }
+    return messages
 
 
 def recorded(case: Case, outputs: dict[str, Any]) -> Answers:
@@ -141,7 +161,10 @@ def test_adapter_version_is_base_and_adapter(
     config = (trained_weights / "adapters" / "plain" / "adapter_config.json").read_bytes()
     (version / "adapter_config.json").write_bytes(config)
     publish(case, version, "adapter")
+    tests = ask_at_length(case, trained_weights / "test.jsonl")
     outputs = verified(case)
+    assert outputs["smoke"][0]["prompt"] == tests[0]["content"][:499] + "…"
+    assert all(len(each["answer"]) <= 500 for each in outputs["smoke"])
     assert outputs["passed"] is True, outputs["reasons"]
     assert (outputs["top1_agreement"], outputs["mean_kl"]) == (1.0, 0.0)
     assert distance(recorded(case, outputs)) > 0.2
@@ -166,3 +189,43 @@ def test_refuses_a_missing_or_damaged_version(
 
     (place / "manifest.json").unlink()
     assert "is not in the store; run the step that makes it" in case.run("verify")[1].stderr
+
+
+def test_what_a_gpu_cannot_hold_in_float32_is_compared_as_planned(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = register_inputs().plan
+    assert format_for(plan, None) == "float32"
+    hardware = plan.hardware.model_copy(update={"device": "cuda", "dtype": "bfloat16"})
+    base = plan.base.model_copy(update={"parameters": 8_030_000_000})
+    plan = plan.model_copy(update={"hardware": hardware, "base": base})
+    assert format_for(plan, 80 * 2**30) == "float32"
+    assert capsys.readouterr().out == ""
+    assert format_for(plan, 24 * 2**30) == "bfloat16"
+    assert capsys.readouterr().out == (
+        "verify: compared in bfloat16: in float32 the model wants 35.9 GiB of 24.0 GiB GPU memory\n"
+    )
+
+
+def test_a_gpu_without_room_is_said_with_a_way_out(train_python: Path) -> None:
+    code = """
+import torch
+from kuznia.errors import InputError
+from steps import models
+for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1"),
+              RuntimeError("shapes differ")):
+    try:
+        with models.memory_faults():
+            raise error
+    except (InputError, RuntimeError) as said:
+        print(type(said).__name__, said)
+"""
+    done = subprocess.run(
+        [train_python, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "InputError config: hardware: the GPU has too little memory to ask the model (CUDA out of "
+        "memory. Tried to allocate 2 GiB); run again on one with more, or set more gpus, a smaller "
+        "base or evaluation.max_new_tokens lower",
+        "RuntimeError shapes differ",
+    ]

@@ -65,3 +65,8 @@ labels:
 {{- define "gateway.image" -}}
 {{ .Values.images.gateway | default (printf "kuznia/gateway:%s" .Chart.AppVersion) }}
 {{- end }}
+
+{{/* 443 where TLS is ours or a load balancer's. */}}
+{{- define "gateway.port" -}}
+{{ if or .Values.tls (eq .Values.service.type "LoadBalancer") }}443{{ else }}80{{ end }}
+{{- end }}

@@ -123,7 +123,8 @@ local function authorise(handle)
   end
   -- It becomes a header.
   local caller = string.gsub(tostring(claims["sub"] or ""), "%c", " ")
-  local key = claims["jti"] or caller
+  -- Whom limits count: keys of one name, or a person, who has a new token every hour.
+  local key = caller ~= "" and caller or claims["jti"] or ""
   local who = ',"caller":' .. quoted(caller) .. ',"key":' .. quoted(claims["jti"])
   local ours = claims["iss"] == policy.issuer and claims["tenant"]
   known:set("kuznia", "who", '"tenant":' .. quoted(ours or "") .. who)

@@ -79,8 +79,8 @@ function envoy_on_response(handle)
   local status = headers:get(":status")
   if headers:get("x-envoy-upstream-service-time") then
     headers:remove("x-envoy-upstream-service-time")
-    -- vLLM's queue is full.
-    if status == "503" then
+    -- vLLM's queue is full. The guard says so itself, and its 503 is a model that is gone.
+    if status == "503" and not headers:get("x-kuznia-guard") then
       status = "429"
       headers:replace(":status", status)
     end
