@@ -508,7 +508,7 @@ def test_data_without_a_row_that_can_be_read_are_refused(planner: Any, tmp_path:
     data = {"train": str(table), "format": "csv"}
     data["columns"] = {"prompt": "question", "response": "answer"}
     (problem, *_) = refused(planner, data=data)
-    assert problem.startswith("rows.csv: ") and "question" in problem
+    assert problem == "rows.csv:1: has no column 'question'; it has frage, antwort"
     table.write_text("question,answer\n")
     assert refused(planner, data=data) == ["rows.csv: holds no rows; put some into it"]
 
@@ -564,7 +564,7 @@ def test_a_machine_that_is_too_small(planner: Any) -> None:
 
 def test_rows_with_faults_do_not_stop_the_plan(planner: Any, tmp_path: Path) -> None:
     """data-check names them a moment later, all at once."""
-    (tmp_path / "train.jsonl").write_text("{\n")
+    (tmp_path / "train.jsonl").write_text('{\n{"instruction": "Who?", "output": "I."}\n')
     made = planner()
-    assert (made.estimate.rows, made.estimate.tokens) == (0, 0)
+    assert made.estimate.rows == 1
     assert made.trainer["save_steps"] == 1
