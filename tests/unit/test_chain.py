@@ -131,7 +131,8 @@ def test_stopped_and_killed_at_every_step_it_ends_as_if_nothing_had_happened(
     met = []
     for step in CHAIN:
         code = stop_in(step, signal.SIGINT, folder, variables, "stopped")
-        assert code in (0, STOPPED), step
+        # Met in its very last moments, an engine that is done ends by the signal itself.
+        assert code in (0, STOPPED, -signal.SIGINT), step
         met += [step] if code == STOPPED else []
         if step in ("train", *LAST_STEPS):
             code = stop_in(step, signal.SIGKILL, folder, variables, "stopped")
